@@ -1,0 +1,81 @@
+"""
+Config files and flags over a script's globals, as in nanoGPT:
+
+$ python train.py config/mirror.py --batch_size=32
+
+The script's own settings are its lower-case globals of type int, float, bool or str at the time of the call. A config file
+is Python that assigns to them; a --key=value overrides what stands before it on the line. Both are held to the same
+rules: the key must exist, and the value must have the type of the default (an int will do for a float). Anything
+else ends the script with one line and exit code 2. --help prints the settings with their comments.
+"""
+import difflib
+import os
+import re
+import sys
+
+
+def fail(message, code=2):
+    """End the script with one line on stderr, the way every error that a user can cause ends"""
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def convert(key, value, default, where):
+    """`value`, which may be text from a flag, as the type of `default`"""
+    kind = type(default)
+    words = {'true': True, 'false': False}
+    try:
+        if kind is bool and isinstance(value, str):
+            return words[value.lower()]
+        if kind in (int, float) and isinstance(value, str):
+            return kind(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind:
+            return value
+    except (KeyError, ValueError):
+        pass
+    expected = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}[kind]
+    fail(f"{where}: {key} takes {expected}, not {value!r}")
+
+
+def configure(settings, argv=None):
+    """Apply config files and flags to `settings` (a script's globals(), changed in place) -> dict of the result"""
+    argv = sys.argv[1:] if argv is None else argv
+    kinds = (int, float, bool, str)
+    keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
+
+    def assign(key, value, where):
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1, 0.5)
+            fail(f"{where}: there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else
+                                                            "; --help lists them"))
+        settings[key] = convert(key, value, settings[key], where)
+
+    for arg in argv:
+        if arg in ('--help', '-h'):
+            with open(settings['__file__']) as f:
+                source = f.read()
+            print(settings['__doc__'].strip() + '\n\nsettings:')
+            for key in keys:
+                line = re.search(rf'^ *{key} *= *(.*)$', source, re.M)
+                print(f"  --{key}={line.group(1) if line else settings[key]}")
+            sys.exit(0)
+        if arg.startswith('--'):
+            key, eq, value = arg[2:].partition('=')
+            if not eq:
+                fail(f"{arg}: write it as --{key}=value")
+            assign(key, value, arg)
+            continue
+        scope = {}
+        try:
+            with open(arg) as f:
+                exec(compile(f.read(), arg, 'exec'), scope)
+        except OSError as e:
+            fail(f"cannot read the config file {arg}: {e.strerror}")
+        except Exception as e:
+            fail(f"config file {arg}: {type(e).__name__}: {e}")
+        for key, value in scope.items():
+            if key != '__builtins__':
+                assign(key, value, arg)
+    return {k: settings[k] for k in keys}

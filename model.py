@@ -1,0 +1,418 @@
+"""
+Mini-JMamba: a waveform goes in, a waveform comes out. The whole model, in one file that imports none of its siblings.
+
+    question (B, S) samples
+      | STFT magnitude, log-compressed; 5 frames of 10 ms make one token of 50 ms
+      | 6 Mamba-2 layers: the encoder, causal
+      | cross-attention: by clock, by content, and a pointer into the question's frames
+      | 2 Mamba-2 layers, windowed self-attention, 2 Mamba-2 layers: the decoder
+      | frames = gate * pointed-at frames + (1 - gate) * generated frames
+      | phase, inverse STFT
+    answer (B, S) samples, in the question's own time
+
+Letters, as in the Mamba-2 paper (Dao and Gu, 2024, arXiv:2405.21060):
+    B batch   S samples   T tokens   D d_model   H heads   P head_dim   N d_state   Q tokens in a chunk   F n_bins
+"""
+import math
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class JMambaConfig:
+    d_model: int = 128
+    n_encoder: int = 6        # Mamba-2 layers that hear the question
+    n_decoder: int = 4        # Mamba-2 layers that play the answer, half of them after the self-attention
+    d_state: int = 64
+    expand: int = 2           # d_inner = expand * d_model
+    head_dim: int = 32        # of a Mamba-2 head
+    d_conv: int = 4           # taps of the short convolution
+    chunk: int = 64           # tokens that the scan takes at once
+    counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
+    n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
+    window: int = 16          # tokens that self-attention and attention by clock reach
+    pointer_window: int = 4   # tokens that the pointer reaches
+    n_fft: int = 512
+    win_length: int = 400     # samples: 25 ms
+    hop: int = 160            # samples: 10 ms
+    n_bins: int = 128         # spectral bins kept, 0-4 kHz: no tone is higher than 3.1 kHz
+    compress: float = 100.0   # c in log(1 + c |S|)
+    patch: int = 5            # frames in a token: 50 ms, three tokens a symbol
+    n_symbols: int = 27       # for the auxiliary loss only; answers are never read from the logits
+    griffin_lim: int = 2      # iterations after the first guess at the phase
+
+    def __post_init__(self):
+        for key, value in vars(self).items():
+            if value <= 0 and key not in ('counting', 'griffin_lim'):
+                raise ValueError(f"{key} must be positive, not {value}")
+        for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
+                               ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
+                               ('n_head', self.n_head, '2', 2), ('n_decoder', self.n_decoder, '2', 2)):
+            if n % m:
+                raise ValueError(f"{what} = {n} must be a multiple of {by} = {m}")
+        if not self.hop <= self.win_length <= min(3 * self.hop, self.n_fft):
+            raise ValueError(f"win_length = {self.win_length} must lie between hop and the smaller of 3 * hop and n_fft")
+        if self.n_bins > self.n_fft // 2 + 1:
+            raise ValueError(f"n_bins = {self.n_bins} must be at most n_fft / 2 + 1 = {self.n_fft // 2 + 1}")
+        if not 0 <= self.counting <= 1:
+            raise ValueError(f"counting = {self.counting} is a share and must lie between 0 and 1")
+
+    @property
+    def d_inner(self):
+        return self.expand * self.d_model
+
+    @property
+    def token(self):
+        """samples in a token"""
+        return self.patch * self.hop
+
+
+# --- sound to frames and back ---
+
+class Spectrum(nn.Module):
+    """STFT and its inverse as matrix products with hop-sized blocks of sound, for the first F bins only.
+    Frame t ends with sample (t + 1) * hop, so no frame hears the future. A tone of amplitude a peaks at |S| = a.
+    Spectra are (B, frames, 2, F): real parts, imaginary parts."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.hop, self.n_fft, self.win_length, self.compress = c.hop, c.n_fft, c.win_length, c.compress
+        n = torch.arange(3 * c.hop, dtype=torch.float64) - (3 * c.hop - c.win_length)  # position within the window
+        window = torch.where(n >= 0, 0.5 - 0.5 * torch.cos(2 * math.pi * (n + 0.5) / c.win_length), 0.0)
+        k = torch.arange(c.n_bins, dtype=torch.float64)
+        angle = 2 * math.pi / c.n_fft * n[:, None] * k
+        basis = torch.cat([angle.cos(), -angle.sin()], 1) * window[:, None]  # (3 hop, 2F)
+        gain = window.sum() / 2
+        # least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the sum of squared windows
+        overlap = window.square().view(3, c.hop).sum(0).repeat(3)[:, None]
+        both_sides = torch.where((k == 0) | (k == c.n_fft // 2), 1.0, 2.0).repeat(2)  # a bin and its mirror image
+        self.register_buffer('analysis', (basis / gain).float(), persistent=False)
+        self.register_buffer('synthesis', (basis * gain * both_sides / c.n_fft / overlap).T.float(), persistent=False)
+
+    def stft(self, wave):
+        """(B, S), S a multiple of hop -> (B, S / hop, 2, F)"""
+        blocks = F.pad(wave, (2 * self.hop, 0)).unfold(1, 3 * self.hop, self.hop)
+        return (blocks @ self.analysis).unflatten(2, (2, -1))
+
+    def istft(self, spectrum):
+        """(B, frames, 2, F) -> (B, frames * hop); no frame is taken to follow the last"""
+        a, b, c = F.pad(spectrum.flatten(2) @ self.synthesis, (0, 0, 0, 2)).split(self.hop, 2)
+        return (a[:, 2:] + b[:, 1:-1] + c[:, :-2]).flatten(1)
+
+    def magnitude(self, spectrum):
+        """(..., 2, F) -> (..., F); the small constant keeps the gradient of silence finite"""
+        return (spectrum.square().sum(-2) + 1e-12).sqrt()
+
+    def log(self, magnitude):
+        return torch.log1p(self.compress * magnitude)
+
+    def exp(self, frames):
+        return torch.expm1(frames.clamp(0, 12)) / self.compress
+
+    def with_phase(self, magnitude, spectrum):
+        """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
+        return spectrum * (magnitude / self.magnitude(spectrum)).unsqueeze(-2)
+
+    def guess_phase(self, magnitude):
+        """Magnitudes (B, frames, F) -> spectrum with a phase that advances from frame to frame by the frequency of the
+        frame's highest peak: exact for one steady tone (after SPSI: Beauregard, Harish and Wyse, 2015)."""
+        k = magnitude[..., 1:-1].argmax(-1, keepdim=True) + 1
+        left, peak, right = (magnitude.clamp(min=1e-6).log().gather(-1, k + i) for i in (-1, 0, 1))
+        shift = (left - right) / (2 * (left - 2 * peak + right)).clamp(max=-1e-6)  # vertex of the parabola through the three
+        omega = (k + shift.clamp(-0.5, 0.5)).double() * (2 * math.pi / self.n_fft)  # (B, frames, 1) radians a sample
+        middle = self.hop * (omega.cumsum(1) - omega / 2)  # phase at the middle of the window
+        bins = torch.arange(magnitude.shape[-1], device=magnitude.device) * (2 * math.pi / self.n_fft)
+        phase = middle - bins * ((self.win_length - 1) / 2)  # a window that starts at 0 is symmetric about its middle
+        return torch.stack([magnitude * phase.cos(), magnitude * phase.sin()], -2).to(magnitude.dtype)
+
+    def wave(self, magnitude, iterations):
+        """Magnitudes (B, frames, F) -> waveforms (B, frames * hop), by `iterations` of Griffin-Lim from guess_phase"""
+        spectrum = self.guess_phase(magnitude)
+        for _ in range(iterations):
+            spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
+        return self.istft(spectrum)
+
+
+# --- Mamba-2 ---
+
+def ssd(x, dt, A, B, C, chunk):
+    """State space duality, the scan of Mamba-2 (Dao and Gu, 2024, listing 1), by matrix products within chunks:
+
+        h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,   y_t = h_t C_t
+
+    x (B, T, H, P), dt (B, T, H) positive, A (H,) not positive, B and C (B, T, N), shared by the heads -> y (B, T, H, P)"""
+    T = x.shape[1]
+    Q = min(chunk, T)
+    x = (x * dt[..., None]).transpose(1, 2)  # (B, H, T, P)
+    decay = (dt * A).transpose(1, 2).float()  # (B, H, T)
+    if T % Q:
+        x, B, C = (F.pad(t, (0, 0, 0, -T % Q)) for t in (x, B, C))
+        decay = F.pad(decay, (0, -T % Q))
+    x, decay = x.unflatten(2, (-1, Q)), decay.unflatten(2, (-1, Q)).cumsum(-1)  # (B, H, c, Q, P), (B, H, c, Q)
+    B, C = B.unflatten(1, (-1, Q))[:, None], C.unflatten(1, (-1, Q))[:, None]  # (B, 1, c, Q, N)
+    past = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
+    # -inf goes in before exp: what lies in the future would overflow
+    L = (decay[..., :, None] - decay[..., None, :]).masked_fill(~past, -math.inf).exp()  # (B, H, c, Q, Q)
+    y = ((C @ B.transpose(-1, -2)) * L).to(x.dtype) @ x  # (B, H, c, Q, P)
+    n = x.shape[2]
+    if n > 1:  # the states that earlier chunks leave behind
+        total = decay[..., -1]  # (B, H, c)
+        left = (x * (total[..., None] - decay).exp()[..., None].to(x.dtype)).transpose(-1, -2) @ B  # (B, H, c, P, N)
+        total = total.cumsum(-1)
+        before = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
+        reach = (F.pad(total, (1, -1))[..., :, None] - total[..., None, :]).masked_fill(~before, -math.inf).exp()
+        state = (reach.to(x.dtype) @ left.flatten(3)).view_as(left)  # (B, H, c, P, N)
+        y = y + C @ state.transpose(-1, -2) * decay.exp()[..., None].to(x.dtype)
+    return y.flatten(2, 3)[:, :, :T].transpose(1, 2)
+
+
+class Mamba2(nn.Module):
+    """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c, self.n_heads = c, c.d_inner // c.head_dim
+        self.forever = round(c.counting * self.n_heads)  # heads with A = 0: dt gates what goes in, nothing ever goes out
+        d_conv = c.d_inner + 2 * c.d_state
+        self.norm = nn.RMSNorm(c.d_model)
+        self.in_proj = nn.Linear(c.d_model, c.d_inner + d_conv + self.n_heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(c.d_conv, d_conv))
+        self.conv_bias = nn.Parameter(torch.zeros(d_conv))
+        self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
+        self.A_log = nn.Parameter(torch.empty(self.n_heads - self.forever))
+        self.D = nn.Parameter(torch.ones(self.n_heads))
+        self.gate_norm = nn.RMSNorm(c.d_inner)
+        self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
+
+    def forward(self, u):
+        c, T = self.c, u.shape[1]
+        z, xBC, dt = self.in_proj(self.norm(u)).split([c.d_inner, c.d_inner + 2 * c.d_state, self.n_heads], -1)
+        padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
+        xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
+        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
+        x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
+        dt = F.softplus(dt.float() + self.dt_bias)  # (B, T, H)
+        A = F.pad(-self.A_log.exp(), (self.forever, 0))
+        y = ssd(x, dt.to(x.dtype), A, B, C, c.chunk) + self.D[:, None] * x
+        return u + self.out_proj(self.gate_norm(y.flatten(2).to(z.dtype) * F.silu(z)))
+
+
+# --- attention ---
+
+def rotary(x):
+    """Rotate pairs of (B, h, T, d) by the clock (Su et al., 2021); wavelengths from 6 tokens to a few hundred"""
+    half = x.shape[-1] // 2
+    rate = 64.0 ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.split(half, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def around(x, w):
+    """(B, h, T, d) -> (B, h, T / w, 3w, d): each window of w tokens with the window before it and the one after"""
+    return F.pad(x, (0, 0, w, w + -x.shape[2] % w)).unfold(2, 3 * w, w).transpose(-1, -2)
+
+
+def local_weights(q, k, valid, w, reach, causal=False):
+    """Attention weights within `reach` <= w tokens, in time linear in T.
+
+    q and k (B, h, T, d), valid (B, T) bool, reach an int or (h, 1, 1) -> (B, h, T / w, w, 3w), to be multiplied with
+    around(values, w)"""
+    T = q.shape[2]
+    q = F.pad(q, (0, 0, 0, -T % w)).unflatten(2, (-1, w))  # (B, h, c, w, d)
+    score = (q @ around(k, w).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    at = torch.arange(w, device=q.device)
+    offset = torch.arange(-w, 2 * w, device=q.device) - at[:, None]  # of the key from the query, (w, 3w)
+    near = offset.abs() <= reach
+    if causal:
+        near = near & (offset <= 0)
+    there = around(valid[:, None, :, None].to(q.dtype), w).transpose(-1, -2) > 0  # (B, 1, c, 1, 3w)
+    near = near[:, None] if near.dim() == 3 else near
+    # a large negative number, not -inf: a query that is padding may see no key at all
+    return score.masked_fill(~(near & there), -1e9).softmax(-1).to(q.dtype)
+
+
+def local_values(weights, v, w):
+    """Weights of local_weights and values (B, h, T, d) -> (B, h, T, d)"""
+    return (weights @ around(v, w)).flatten(2, 3)[:, :, :v.shape[2]]
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention over a window, with pre-norm and residual: (B, T, D) -> (B, T, D)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        self.norm = nn.RMSNorm(c.d_model)
+        self.qkv = nn.Linear(c.d_model, 3 * c.d_model, bias=False)
+        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
+
+    def forward(self, x, valid):
+        w = self.c.window
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.c.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, d)
+        y = local_values(local_weights(rotary(q), rotary(k), valid, w, w, causal=True), v, w)
+        return x + self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """From the answer to the question. Question and answer share a clock, and the answer's tokens start out alike, so one
+    query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
+    heads see the whole question. One more clock head, the pointer, fetches frames as they are.
+
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) -> (B, T, D), pointed-at (B, T, patch * F)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        d = c.d_model // c.n_head
+        self.norm = nn.RMSNorm(c.d_model)
+        self.memory_norm = nn.RMSNorm(c.d_model)
+        self.q = nn.Linear(c.d_model, c.d_model + d, bias=False)
+        self.k = nn.Linear(c.d_model, c.d_model + d, bias=False)
+        self.v = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
+
+    def forward(self, query, memory, frames, valid):
+        c, half, T = self.c, self.c.n_head // 2, memory.shape[1]
+        heads = lambda y, n: y.unflatten(-1, (n, -1)).transpose(1, 2)  # (B, h, T, d)
+        memory = self.memory_norm(memory)
+        q, k = heads(self.q(self.norm(query)), c.n_head + 1), heads(self.k(memory), c.n_head + 1)
+        v = heads(self.v(memory), c.n_head)
+        # content: the first half of the heads
+        score = (q[:, :half] @ k[:, :half].transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
+        content = score.masked_fill(~valid[:, None, None], -1e9).softmax(-1).to(v.dtype) @ v[:, :half]
+        # clock: the second half, and the pointer, which reaches less far
+        reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
+        reach[-1] = min(c.pointer_window, c.window)
+        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k[:, half:]), valid, c.window, reach)
+        clock = local_values(weights[:, :half], v[:, half:], c.window)
+        pointed = local_values(weights[:, half:], frames[:, None], c.window)[:, 0]
+        y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), pointed
+
+
+# --- the model ---
+
+class MiniJMamba(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.spectrum = Spectrum(c)
+        self.embed = nn.Linear(c.patch * c.n_bins, c.d_model)
+        self.encoder = nn.ModuleList(Mamba2(c) for _ in range(c.n_encoder))
+        self.start = nn.Parameter(torch.empty(c.d_model))
+        self.last = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.cross = CrossAttention(c)
+        self.decoder = nn.ModuleList(Mamba2(c) for _ in range(c.n_decoder))
+        self.self_attention = SelfAttention(c)
+        self.norm = nn.RMSNorm(c.d_model)
+        self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
+        self.gate = nn.Linear(c.d_model, c.patch)
+        self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
+        self.depth = nn.Linear(c.d_model, 3)                 # of brackets so far: broken, closed, open
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """All of it, except the norms (1) and D (1), which keep what they were made with"""
+        c = self.config
+        n_layers = c.n_encoder + c.n_decoder + 2
+        for name, p in self.named_parameters():
+            if name.endswith('bias') and 'dt_bias' not in name:
+                nn.init.zeros_(p)
+            elif p.dim() == 2:
+                fan_in = c.d_conv if 'conv' in name else p.shape[1]
+                nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
+        nn.init.normal_(self.start)
+        for layer in [*self.encoder, *self.decoder]:
+            dt = torch.exp(torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)))
+            layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
+            layer.A_log.copy_(torch.empty_like(layer.A_log).uniform_(1, 16).log())
+
+    def hear(self, question):
+        """(B, S) -> log-magnitude frames, five to a row: (B, T, patch * F). S is padded to whole tokens."""
+        question = F.pad(question, (0, -question.shape[1] % self.config.token))
+        with torch.autocast(question.device.type, enabled=False):
+            s = self.spectrum
+            return s.log(s.magnitude(s.stft(question.float()))).unflatten(1, (-1, self.config.patch)).flatten(2)
+
+    def encode(self, frames):
+        """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t"""
+        x = self.embed(frames)
+        for layer in self.encoder:
+            x = layer(x)
+        return x
+
+    def forward(self, question, lengths):
+        """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes;
+        symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
+        c = self.config
+        heard = self.hear(question)
+        memory = self.encode(heard)
+        n = ((lengths + c.token - 1) // c.token).clamp(1, heard.shape[1])  # (B,) tokens
+        valid = torch.arange(heard.shape[1], device=heard.device) < n[:, None]
+        last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
+        query = self.start + self.last(last)  # (B, 1, D)
+        x, pointed = self.cross(query, memory, heard, valid)
+        x = query + x
+        half = len(self.decoder) // 2
+        for layer in self.decoder[:half]:
+            x = layer(x)
+        x = self.self_attention(x, valid)
+        for layer in self.decoder[half:]:
+            x = layer(x)
+        x = self.norm(x)
+        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1)  # (B, T, patch, 1)
+        frames = torch.lerp(self.frames(x).unflatten(-1, (c.patch, -1)), pointed.to(x.dtype).unflatten(-1, (c.patch, -1)), gate)
+        return frames.flatten(1, 2), self.logits(x), self.depth(memory)
+
+    @torch.no_grad()
+    def generate(self, question, lengths=None):
+        """Waveforms (B, S) and their lengths in samples -> answer waveforms (B, S), silent beyond each length"""
+        S = question.shape[1]
+        if lengths is None:
+            lengths = torch.full((len(question),), S, device=question.device)
+        frames, _, _ = self(question, lengths)
+        wave = self.spectrum.wave(self.spectrum.exp(frames.float()), self.config.griffin_lim)[:, :S]
+        return wave * (torch.arange(S, device=wave.device) < lengths[:, None])
+
+
+# --- checkpoints ---
+
+def pick_device(device):
+    """'auto' is the GPU if there is one. ValueError if the one asked for is not there."""
+    here = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
+    if device == 'auto':
+        return 'cuda' if here['cuda'] else 'cpu'
+    if not here.get(device.split(':')[0], False):
+        raise ValueError(f"device {device!r} is not available here; there is {', '.join(k for k in here if here[k])}")
+    return device
+
+
+def save_checkpoint(path, model, **rest):
+    """Write weights, model config and whatever else is given, whole or not at all"""
+    with open(path + '.tmp', 'wb') as f:
+        torch.save({'model_args': asdict(model.config), 'model': model.state_dict(), **rest}, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + '.tmp', path)
+
+
+def load_checkpoint(out_dir, device='cpu', names=('best.pt', 'ckpt.pt')):
+    """The first of `names` in out_dir -> the model, in eval mode, and the whole checkpoint.
+    ValueError, with what to do, if there is none or it does not fit this code."""
+    path = next((p for p in (os.path.join(out_dir, n) for n in names) if os.path.exists(p)), None)
+    if path is None:
+        raise ValueError(f"no checkpoint in {out_dir}; train one with: python train.py config/mirror.py --out_dir={out_dir}")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        model = MiniJMamba(JMambaConfig(**checkpoint['model_args'])).to(device)
+        model.load_state_dict(checkpoint['model'])
+    except Exception as e:  # a broken file fails in many ways: as a zip, a pickle, a config, a shape
+        raise ValueError(f"{path} is not a checkpoint of this model: {str(e).strip().splitlines()[0]}; train it anew") from None
+    return model.eval(), checkpoint

@@ -1,0 +1,444 @@
+"""
+The data: a tone synthesizer, three tasks played in tones, and their splits. Everything is batched tensor code that
+runs on any device; nothing here knows about the model.
+
+$ python prepare.py --task=mirror --split=ood_length --num_samples=16 --out_dir=data
+
+writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a metadata.jsonl. Training needs none of
+it: train.py makes its examples as it goes.
+
+A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a row of slots, so
+an answer symbol always sounds in the slot of a question symbol (a dot is a slot in which nothing sounds):
+
+    mirror    C A B B  ->  C A B B            play what you heard
+    bracket   ( ( ) )  ->  V . . .            V balanced, X not
+    mod       1 7 % 5  ->  . . . 2            the remainder, ending where the question ends
+    mod, one line of working at a time (train.py's aloud=True; the consumed part falls silent, the rest stays put):
+              9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . . . 5
+"""
+import json
+import math
+import os
+import sys
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+SAMPLE_RATE = 16000
+TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
+JITTER = 0.1       # of both durations, either way
+DETUNE = 4.0       # Hz either way
+LEAD = 0.05        # seconds of silence before the first slot, at most
+NOISE = 0.03       # standard deviation of the white noise in a question, at most
+TOKEN = 800        # samples; batches are padded to a multiple of it (the model's default token)
+# In order of pitch. K and L are never trained on: L lies at the edge of mirror's band, K inside it.
+SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
+REST = -1
+FREQUENCIES = torch.arange(len(SYMBOLS)) * 100.0 + 400.0  # Hz
+
+
+def encode(text):
+    """'AB' -> [1, 2]. ValueError names the symbol that has no tone."""
+    for c in text:
+        if c not in SYMBOLS:
+            raise ValueError(f"{c!r} is not a symbol; the symbols are {SYMBOLS}")
+    return [SYMBOLS.index(c) for c in text]
+
+
+def decode(row):
+    """A row of symbol numbers -> text; rests are skipped and a sound that is no symbol is written '?'."""
+    return ''.join('?' if i >= len(SYMBOLS) else SYMBOLS[i] for i in map(int, row) if i >= 0)
+
+
+# --- the synthesizer ---
+
+class Rhythm(NamedTuple):
+    """How each slot is played, (B, N) each: start and length of its tone in seconds, hertz off pitch, peak amplitude,
+    phase in radians; and where the last gap ends, (B,), in seconds."""
+    start: torch.Tensor
+    length: torch.Tensor
+    detune: torch.Tensor
+    amplitude: torch.Tensor
+    phase: torch.Tensor
+    end: torch.Tensor
+
+
+def make_rhythm(n, slots, generator=None, device='cpu'):
+    """A random rhythm for n examples of `slots` slots."""
+    r = torch.rand(6, n, slots, generator=generator, device=device)
+    length, gap = TONE * (1 - JITTER + 2 * JITTER * r[0]), GAP * (1 - JITTER + 2 * JITTER * r[1])
+    after = LEAD * r[5, :, :1] + (length + gap).cumsum(1)  # where each slot's gap ends
+    return Rhythm(after - length - gap, length, DETUNE * (2 * r[2] - 1), 0.5 + 0.3 * r[3], 2 * math.pi * r[4], after)
+
+
+def max_samples(slots):
+    """Samples that hold any rhythm of so many slots, a multiple of TOKEN."""
+    return -int(-SAMPLE_RATE * (LEAD + slots * (TONE + GAP) * (1 + JITTER)) // TOKEN) * TOKEN
+
+
+def slot_at(start, n, step, offset=0.0):
+    """Which slot was the last to start by time offset + step * i, i < n. (B, N), in seconds -> (B, n), -1 before any"""
+    first = ((start - offset) / step).ceil().long().clamp(0, n)  # the first i that is not before the slot
+    count = torch.zeros(start.shape[0], n + 1, dtype=torch.int32, device=start.device)
+    count.scatter_add_(1, first, torch.ones_like(first, dtype=torch.int32))
+    return count[:, :n].cumsum(1) - 1
+
+
+def play(symbols, rhythm, n_samples):
+    """Symbols (B, N), REST where nothing sounds -> waveforms (B, n_samples) of sines with raised-cosine fades."""
+    slot = slot_at(rhythm.start, n_samples, 1 / SAMPLE_RATE).clamp(min=0)
+    hertz = FREQUENCIES.to(symbols.device)[symbols.clamp(min=0)] + rhythm.detune
+    amplitude = rhythm.amplitude * (symbols >= 0)
+    t = torch.arange(n_samples, device=symbols.device) / SAMPLE_RATE - rhythm.start.gather(1, slot)
+    edge = torch.minimum(t, rhythm.length.gather(1, slot) - t)  # seconds to the nearer end of the tone
+    fade = torch.sin((edge / FADE).clamp(0, 1) * (math.pi / 2)).square()
+    wave = torch.sin(t * (2 * math.pi * hertz).gather(1, slot) + rhythm.phase.gather(1, slot))
+    return wave * fade * amplitude.gather(1, slot)
+
+
+def play_text(text, seed=0):
+    """One question as train.py would play it, without noise -> (samples,)"""
+    if not text:
+        raise ValueError("a question needs at least one symbol")
+    g = torch.Generator().manual_seed(seed)
+    rhythm = make_rhythm(1, len(text), g)
+    return play(torch.tensor([encode(text)]), rhythm, round(float(rhythm.end[0, -1]) * SAMPLE_RATE))[0]
+
+
+# --- the tasks: each draws n questions and their answers as (n, N) symbols, padded with REST, and says which of the
+# --- n are as asked; draw() below keeps those
+
+OPEN, CLOSE, VALID, INVALID, ZERO, PERCENT = encode('()VX0%')
+LETTERS, UNSEEN = torch.tensor(encode('ABCDEFGHIJ')), torch.tensor(encode('KL'))
+
+
+def randint(low, high, generator):
+    """Tensors (n,) of bounds, both included -> integers (n,)"""
+    r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
+    return low + (r * (high - low + 1)).long()
+
+
+def mirror(n, generator, device, low=3, high=10, unseen=False):
+    length = randint(torch.full((n,), low, device=device), torch.full((n,), high, device=device), generator)
+    at = torch.arange(high, device=device)
+    q = LETTERS.to(device)[torch.randint(10, (n, high), generator=generator, device=device)]
+    if unseen:  # a third of the symbols, and one for certain
+        new = torch.rand(n, high, generator=generator, device=device) < 0.3
+        new |= at == randint(torch.zeros_like(length), length - 1, generator)[:, None]
+        q = torch.where(new, UNSEEN.to(device)[torch.randint(2, q.shape, generator=generator, device=device)], q)
+    q = torch.where(at < length[:, None], q, REST)
+    return q, q, torch.ones(n, dtype=torch.bool, device=device)
+
+
+def depths(q):
+    """Bracket symbols (B, N) -> depth after each symbol, and whether it has been below 0 by then"""
+    depth = ((q == OPEN).long() - (q == CLOSE).long()).cumsum(1)
+    return depth, depth.cummin(1).values < 0
+
+
+def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False):
+    """Even rows are balanced, odd rows are not. Balanced strings of one length are uniform by the cycle lemma: of the
+    rotations of k+1 opening and k closing brackets just one stays above 0 (Dvoretzky and Motzkin, 1947).
+    The unbalanced ones: 1/4 shuffled (equal counts), 1/2 one swap from balanced (equal counts), 1/4 one flip from it.
+    uniform=True weights lengths by how many balanced strings they have, so that each string counts alike."""
+    rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)
+    pairs = torch.arange(low // 2, high // 2 + 1, device=device)
+    weight = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1) if uniform \
+        else torch.ones(len(pairs), device=device)
+    half = pairs[torch.searchsorted(weight.cumsum(0) / weight.sum(), rand(n)).clamp(max=len(pairs) - 1)][:, None]
+    at = torch.arange(high + 1, device=device)
+    key = torch.where(at <= 2 * half, rand(n, high + 1), 2.0)
+    up = key.argsort(1).argsort(1) <= half  # k + 1 of the first 2k + 1
+    height = torch.where(at <= 2 * half, (2 * up - 1).cumsum(1), high + 2)
+    lowest = high - height.flip(1).argmin(1, keepdim=True)  # the last minimum
+    up = up.gather(1, (lowest + 2 + at[:high]) % (2 * half + 1))  # rotate; drop the opening bracket in front
+    inside = at[:high] < 2 * half
+    pick = lambda mask: torch.where(mask, rand(n, high), -1.0).argmax(1, keepdim=True)
+    shuffled = torch.where(inside, rand(n, high), 2.0).argsort(1).argsort(1) < half
+    swapped = up.scatter(1, pick(up & inside), False).scatter(1, pick(~up & inside), True)
+    flip = pick(inside)
+    flipped = up.scatter(1, flip, ~up.gather(1, flip))
+    r = rand(n, 1) if kind == 'mixed' else torch.full((n, 1), {'shuffled': 0.0, 'swapped': 0.5}[kind], device=device)
+    wrong = torch.where(r < 0.25, shuffled, torch.where(r < 0.75, swapped, flipped))
+    odd = torch.arange(n, device=device)[:, None] % 2 == 1
+    q = torch.where(inside, torch.where(torch.where(odd, wrong, up), OPEN, CLOSE), REST)
+    depth, below = depths(q)
+    balanced = (depth[:, -1] == 0) & ~below[:, -1]
+    a = torch.full_like(q, REST)
+    a[:, 0] = torch.where(balanced, VALID, INVALID)
+    return q, a, balanced == ~odd[:, 0]
+
+
+def n_digits(x):
+    return sum((x >= 10 ** k).long() for k in range(1, 7)) + 1
+
+
+def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False):
+    """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
+    aloud=True asks a random line of the working, and the answer is the next line."""
+    full = lambda x: torch.full((n,), x, device=device)
+    k = steps[-1]
+    b = torch.randint(1, 100, (n, k), generator=generator, device=device)
+    ok = torch.ones(n, dtype=torch.bool, device=device)
+    if equal:
+        a = b[:, 0].clone()
+    elif quotient:
+        a = randint(full(quotient[0]), full(quotient[1]).minimum(high // b[:, 0]), generator) * b[:, 0]
+        a, ok = a + randint(full(0), b[:, 0] - 1, generator), quotient[0] <= high // b[:, 0]
+        ok = ok & (a <= high)
+    else:
+        a = randint(full(10 ** (digits - 1)), full(10 ** digits - 1), generator) if digits else \
+            randint(full(0), full(high), generator)
+    n_ops = randint(full(steps[0]), full(k), generator)
+    # lay the symbols out in slots: write all that there could be, then close the gaps
+    put = lambda x, width: torch.stack([torch.where(p < n_digits(x), x // 10 ** p % 10 + ZERO, REST)
+                                        for p in reversed(range(width))], 1)
+    width = digits or len(str(high))
+    parts = [put(a, width)]
+    for i in range(k):
+        live = (i < n_ops)[:, None]
+        parts += [torch.where(live, full(PERCENT)[:, None], REST), torch.where(live, put(b[:, i], 2), REST)]
+    q = torch.cat(parts, 1)
+    q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
+    ends = torch.cat([n_digits(a)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
+                                                        1 + n_digits(b), 0)], 1).cumsum(1) - 1  # last slot of each number
+    slots = torch.arange(q.shape[1], device=device)
+
+    def line(a, done):
+        """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was"""
+        place = ends.gather(1, done[:, None]) - slots
+        digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
+        return torch.where(place < 0, q, torch.where(place < n_digits(a)[:, None], digit, REST))
+
+    def step(a, done):
+        """The shortest leading part of `a` that is >= B becomes its remainder; B is used up once `a` is below it"""
+        more = done < n_ops
+        c = b.gather(1, done.clamp(max=k - 1)[:, None])[:, 0]
+        left = a
+        for p in range(width):  # the largest power of ten that leaves a leading part >= B stays last
+            lead = a // 10 ** p
+            left = torch.where(lead >= c, a - (lead - lead % c) * 10 ** p, left)
+        left = torch.where(more, left, a)
+        return left, done + (more & (left < c)).long()
+
+    done = torch.zeros_like(n_ops)
+    if not aloud:
+        for _ in range(k * width):
+            a, done = step(a, done)
+        return q, line(a, done), ok
+    start = randint(full(0), n_ops * 2, generator)  # lines to skip
+    for i in range(2 * k):
+        s = step(a, done)
+        a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
+    return line(a, done), line(*step(a, done)), ok
+
+
+TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
+
+
+def solve(task, text):
+    """The right answer to a question in text, of any length -> text. ValueError if the task has no such question."""
+    encode(text)
+    if not text:
+        raise ValueError("a question needs at least one symbol")
+    if task == 'mirror':
+        return text
+    if task == 'bracket' and set(text) <= set('()'):
+        depth = np.cumsum([1 if c == '(' else -1 for c in text])
+        return 'V' if depth[-1] == 0 and depth.min() >= 0 else 'X'
+    if task == 'mod' and set(text) <= set('0123456789%') and all(text.split('%')):
+        a, *rest = map(int, text.split('%'))
+        if 0 not in rest:
+            for b in rest:
+                a %= b
+            return str(a)
+    raise ValueError(f"{text!r} is not a question of {task}, which asks such things as "
+                     + {'mirror': 'ABCA', 'bracket': '(()())', 'mod': '987%65%7'}[task])
+
+
+def task_of(text):
+    """Which task a typed question belongs to, by its symbols"""
+    return 'bracket' if set(text) <= set('()') else 'mod' if set(text) <= set('0123456789%') else 'mirror'
+
+
+# --- the splits: by a fixed hash of the question's symbols, so that no training run can meet a test question
+
+BUCKETS = {'train': (0, 70), 'val': (70, 80), 'test': (80, 100)}  # per cent of all questions
+
+SPLITS = {
+    'mirror': {'train': {}, 'val': {}, 'iid': {},
+               'ood_length_15': dict(low=15, high=15), 'ood_length_20': dict(low=20, high=20),
+               'ood_length_40': dict(low=40, high=40), 'ood_symbol': dict(unseen=True),
+               'ood_compose_20': dict(low=20, high=20, unseen=True)},
+    # brackets up to length 6 are too few to hold out: all are trained on, and the other splits start at 8
+    'bracket': {'train': {}, 'val': dict(low=8, uniform=True), 'iid': dict(low=8, uniform=True),
+                'short': dict(high=6),
+                'ood_length_14': dict(low=14, high=14), 'ood_length_20': dict(low=20, high=20),
+                'ood_length_40': dict(low=40, high=40), 'ood_length_100': dict(low=100, high=100),
+                'wrong_order': dict(low=8, kind='shuffled'), 'one_swap': dict(low=8, kind='swapped')},
+    'mod': {'train': {}, 'val': {}, 'iid': {},
+            'ood_digits_4': dict(digits=4), 'ood_digits_5': dict(digits=5),
+            'ood_compose_3': dict(steps=(3, 3)), 'ood_compose_5': dict(steps=(5, 5)),
+            'quotient_0': dict(steps=(1, 1), quotient=(0, 0)), 'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
+            'quotient_4_9': dict(steps=(1, 1), quotient=(4, 9)),
+            'quotient_10': dict(steps=(1, 1), quotient=(10, 999)), 'equal': dict(steps=(1, 1), equal=True)},
+}
+
+
+def hash100(q):
+    """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests or padding"""
+    h = torch.full_like(q[:, 0], 5381)
+    for s in q.unbind(1):
+        h = torch.where(s >= 0, (h * 33 + s + 1) % 1000003, h)
+    for _ in range(2):  # short questions differ in few low digits only
+        h = (h * 48271 + 11) % 2147483647
+        h = h ^ (h >> 15)
+    return h % 100
+
+
+def bucket_of(q):
+    """Symbols (B, N) -> 0 for train, 1 for val, 2 for test. Questions too few to hold out are all for training:
+    brackets of length 6 and less, and numbers without a %, which are the last lines of working."""
+    h = hash100(q)
+    bucket = (h >= BUCKETS['train'][1]).long() + (h >= BUCKETS['val'][1]).long()
+    brackets = (q == OPEN) | (q == CLOSE)
+    few = (brackets.any(1) & (brackets.sum(1) <= 6)) | (((q >= ZERO) & (q < PERCENT)).any(1) & ~(q == PERCENT).any(1))
+    return torch.where(few, 0, bucket)
+
+
+def draw(task, split, n, generator=None, device='cpu', **override):
+    """n questions and answers of a split as symbols, (n, N) each, REST where a slot is silent"""
+    spec = {**SPLITS[task][split], **override}
+    bucket = {'train': 0, 'short': 0, 'val': 1}.get(split, 2)
+    # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
+    # has a probability of under 1e-20 for training.
+    pool = 2 * (4 * n + 64) if bucket == 0 else 2 * (40 * n + 500)
+    q, a, ok = TASKS[task](pool, generator, device, **spec)
+    ok &= bucket_of(q) == bucket
+    rank = ok.view(-1, 2).cumsum(0).view(-1)  # odd and even rows are two strata of equal size: bracket's answers
+    order = torch.where(ok, rank, pool).argsort(stable=True)[:n]
+    if bucket and not bool(ok[order].all()):
+        raise RuntimeError(f"too few {task} questions were drawn for {split}")
+    return q[order], a[order]
+
+
+class Batch(NamedTuple):
+    question: torch.Tensor   # (B, S) waveform with noise
+    answer: torch.Tensor     # (B, S) waveform without
+    lengths: torch.Tensor    # (B,) samples of the question that count, the same for the answer
+    asked: torch.Tensor      # (B, N) symbols
+    wanted: torch.Tensor     # (B, N) symbols
+    rhythm: Rhythm
+
+
+def make_batch(task, split, n, generator=None, device='cpu', n_samples=None, **override):
+    """n examples of a split, rendered. The generator lives on `device`, except for the splits that must be the same
+    anywhere: give those a CPU generator and move the batch. n_samples pads to a fixed size."""
+    asked, wanted = draw(task, split, n, generator, device, **override)
+    rhythm = make_rhythm(n, asked.shape[1], generator, device)
+    last = torch.where((asked != REST) | (wanted != REST), torch.arange(asked.shape[1], device=device), 0).amax(1)
+    lengths = (rhythm.end.gather(1, last[:, None])[:, 0] * SAMPLE_RATE).round().long()
+    n_samples = n_samples or max_samples(asked.shape[1])
+    clean = play(asked, rhythm, n_samples)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    question = clean + NOISE * torch.rand(n, 1, generator=generator, device=device) * noise
+    if task == 'mirror':
+        return Batch(question, clean, lengths, asked, wanted, rhythm)
+    # what is played anew, not repeated, is played plainly: on pitch and of middle loudness
+    new = asked != wanted
+    plain = rhythm._replace(detune=rhythm.detune.where(~new, 0), amplitude=rhythm.amplitude.where(~new, 0.65))
+    return Batch(question, play(wanted, plain, n_samples), lengths, asked, wanted, rhythm)
+
+
+def split_batches(task, split, n, seed=1337, batch_size=100, device='cpu', **override):
+    """The first n examples of a fixed test set, in batches; the same on any machine"""
+    g = torch.Generator().manual_seed(seed)
+    for i in range(0, n, batch_size):
+        b = make_batch(task, split, batch_size, g, **override)
+        yield Batch(*[Rhythm(*[t[:n - i].to(device) for t in x]) if isinstance(x, Rhythm) else x[:n - i].to(device)
+                      for x in b])
+
+
+# --- WAV files ---
+
+def write_wav(path, wave):
+    """(samples,) in -1..1 -> 16-bit PCM"""
+    wave = np.asarray(wave, dtype=np.float64)
+    wavfile.write(path, SAMPLE_RATE, (wave.clip(-1, 1) * 32767).round().astype(np.int16))
+
+
+def read_wav(path):
+    """A WAV file (8, 16, 24, 32-bit PCM or float, any channels, any rate) -> (samples,) float32 at 16 kHz, the mean of its
+    channels. ValueError says what is wrong with the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', category=wavfile.WavFileWarning)
+            warnings.filterwarnings('error', message='.*EOF.*', category=wavfile.WavFileWarning)
+            rate, x = wavfile.read(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except Exception as e:  # scipy raises a dozen kinds on a broken header
+        raise ValueError(f"{path}: not a whole WAV file: {e or 'its header is broken'}") from None
+    if x.size == 0:
+        raise ValueError(f"{path}: the WAV file has no samples")
+    if not 1000 <= rate <= 384000:
+        raise ValueError(f"{path}: a sample rate of {rate} Hz is not one of audio")
+    full_scale = {'u': 128, 'i': 2.0 ** (8 * x.dtype.itemsize - 1), 'f': 1}[x.dtype.kind]
+    x = (x.astype(np.float64) - (128 if x.dtype.kind == 'u' else 0)) / full_scale
+    x = x.reshape(len(x), -1).mean(1)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: the WAV file has samples that are not numbers")
+    if rate != SAMPLE_RATE:
+        g = math.gcd(rate, SAMPLE_RATE)
+        x = resample_poly(x, SAMPLE_RATE // g, rate // g)
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def split_names(task, split):
+    """'ood_length' stands for every split that begins so: ood_length_15, ood_length_20, ..."""
+    names = [s for s in SPLITS[task] if s == split] or [s for s in SPLITS[task] if s.startswith(split + '_')]
+    if not names:
+        raise ValueError(f"{task} has no split {split!r}; it has {', '.join(SPLITS[task])}")
+    return names
+
+
+if __name__ == '__main__':
+    from configurator import configure, fail
+    task = 'mirror'       # mirror, bracket or mod
+    split = 'iid'         # train, val, iid, ood_length, ... ; --split=all lists them
+    num_samples = 16      # examples to write
+    out_dir = 'data'      # files go to out_dir/task/split
+    seed = 1337           # 1337 gives the examples that score.py asks
+    configure(globals())
+    if task not in TASKS:
+        fail(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
+    if num_samples < 1:
+        fail("num_samples must be at least 1")
+    try:
+        names = split_names(task, split)
+        folder = os.path.join(out_dir, task, split)
+        os.makedirs(folder, exist_ok=True)
+        rows = []
+        for i, name in enumerate(names):
+            share = len(range(i, num_samples, len(names)))
+            for b in split_batches(task, name, share, seed):
+                for j in range(len(b.lengths)):
+                    stem, n = f'{len(rows):06d}', int(b.lengths[j])
+                    for kind, wave in (('question', b.question), ('answer', b.answer)):
+                        write_wav(os.path.join(folder, f'{stem}_{kind}.wav'), wave[j, :n])
+                    rows.append({'question_file_name': f'{stem}_question.wav', 'answer_file_name': f'{stem}_answer.wav',
+                                 'task': task, 'split': name, 'question_symbols': decode(b.asked[j]),
+                                 'answer_symbols': decode(b.wanted[j]), 'duration': n / SAMPLE_RATE, 'seed': seed})
+        with open(os.path.join(folder, 'metadata.jsonl'), 'w') as f:
+            f.writelines(json.dumps(r) + '\n' for r in rows)
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write to {e.filename or out_dir}: {e.strerror}")
+    print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")

@@ -1,0 +1,183 @@
+"""
+What was played? An FFT scorer: waveforms in, symbols out; and a checkpoint's accuracy, heard by it, on every split.
+
+$ python score.py answer.wav --verbose=True
+$ python score.py --out_dir=out/mirror
+
+The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json.
+"""
+import json
+import math
+import os
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model import load_checkpoint, pick_device
+from prepare import FREQUENCIES, SAMPLE_RATE, SPLITS, SYMBOLS, TASKS, decode, read_wav, split_batches
+
+# --- the scorer ---
+
+WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
+TOLERANCE = 35.0         # Hz off a tone that still count as it; tones are 100 Hz apart
+UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
+
+
+class Tones(NamedTuple):
+    """Every tone of a batch of waveforms, in order: which waveform, the symbol or UNKNOWN, start and length in seconds, measured
+    hertz, level in dB below a full-scale sine; (M,) each"""
+    clip: torch.Tensor
+    symbol: torch.Tensor
+    start: torch.Tensor
+    length: torch.Tensor
+    hertz: torch.Tensor
+    level: torch.Tensor
+
+
+def find_tones(waves):
+    """Waveforms (B, S) at 16 kHz -> Tones.
+
+    A tone is a run of at least 4 frames whose energy lies mostly in one peak that is not 10 dB under the clip's loudest
+    and does not move. Its pitch is the FFT peak of the whole run, with a parabola through the three highest bins. It is
+    UNKNOWN if no symbol is near, if a second peak is nearly as high, or if less than a quarter of its energy is in the peak."""
+    waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
+    window = torch.hann_window(WINDOW, device=waves.device)
+    power = torch.fft.rfft(waves.unfold(1, WINDOW, HOP) * window, 512).abs().square()  # (B, T, 257)
+    power[..., :4] = 0  # hum and DC, under 125 Hz
+    peak, at = power.max(-1)
+    share = F.pad(power, (3, 3)).unfold(-1, 7, 1).sum(-1).gather(-1, at[..., None])[..., 0] / (power.sum(-1) + 1e-12)
+    amplitude = peak.sqrt() * (2 / window.sum())
+    tonal = amplitude * (share > 0.2)
+    on = (tonal > 0.32 * tonal.amax(1, keepdim=True)) & (tonal > 1e-3)
+    on = F.pad(on | (F.pad(on, (1, -1)) & F.pad(on, (-1, 1))), (1, 1))  # close holes of one frame
+    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 2, (2, 1))  # 62 Hz: another tone without a gap
+    starts, ends = on & (~F.pad(on, (1, -1)) | moved), on & (~F.pad(on, (-1, 1)) | F.pad(moved, (-1, 1)))
+    clip, first = starts.nonzero(as_tuple=True)
+    last = ends.nonzero(as_tuple=True)[1]
+    keep = last - first >= 3
+    clip, first, last = clip[keep], first[keep] - 1, last[keep] - 1
+    # one FFT for each tone, over at most 2,048 samples about its middle
+    begin, length = first * HOP + WINDOW // 4, (last - first) * HOP + WINDOW // 2  # in the padded waveform
+    n = length.clamp(max=2048)
+    i = torch.arange(2048, device=waves.device)
+    sound = waves.flatten()[(clip * waves.shape[1] + begin + (length - n) // 2)[:, None] + i.minimum(n[:, None] - 1)]
+    taper = torch.sin(math.pi * (i + 0.5) / n[:, None]).square() * (i < n[:, None])
+    power = torch.fft.rfft(sound * taper).abs().square()
+    power[:, :16] = 0
+    k = power[:, 1:-1].argmax(1) + 1
+    left, top, right = (power.gather(1, (k + j)[:, None])[:, 0].clamp(min=1e-20).log() for j in (-1, 0, 1))
+    hertz = (k + (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)) * (SAMPLE_RATE / 2048)
+    beside = (torch.arange(power.shape[1], device=k.device) - k[:, None]).abs()
+    inside = (power * (beside <= 6)).sum(1) / power.sum(1).clamp(min=1e-20)
+    second = (power * (beside > 6)).amax(1) / power.amax(1).clamp(min=1e-20)
+    tones = FREQUENCIES.to(k.device)
+    error, symbol = (hertz[:, None] - tones).abs().min(1)
+    symbol = torch.where((error <= TOLERANCE) & (second < 0.16) & (inside > 0.25), symbol, UNKNOWN)
+    level = 10 * torch.log10(power.amax(1).clamp(min=1e-20)) + 20 * torch.log10(2 / taper.sum(1))
+    start = (begin - WINDOW // 2).clamp(min=0) / SAMPLE_RATE
+    return Tones(clip, symbol, start, length / SAMPLE_RATE, hertz, level)
+
+
+def transcribe(waves):
+    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol"""
+    tones = find_tones(waves)
+    rows = [[] for _ in waves]
+    for clip, symbol in zip(tones.clip.tolist(), tones.symbol.tolist()):
+        rows[clip].append(symbol)
+    return [decode(r) for r in rows]
+
+
+# --- a model's accuracy ---
+
+def edit_distance(a, b):
+    """Insertions, deletions and substitutions that turn text a into text b (Levenshtein)"""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+def evaluate(model, task, split, n, seed=1337, device='cpu', batch_size=100):
+    """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
+    symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard)"""
+    exact, right, total, distance, mistakes = 0, 0, 0, 0, []
+    for b in split_batches(task, split, n, seed, batch_size, device):
+        for q, a, heard in zip(b.asked, b.wanted, transcribe(model.generate(b.question, b.lengths))):
+            wanted = decode(a)
+            total += len(wanted)
+            right += sum(x == y for x, y in zip(wanted, heard))
+            if heard == wanted:
+                exact += 1
+            else:
+                distance += edit_distance(heard, wanted)
+                mistakes.append((decode(q), wanted, heard))
+    return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
+            'mistakes': mistakes}
+
+
+if __name__ == '__main__':
+    from configurator import configure, fail
+    out_dir = 'out/mirror'  # folder of the checkpoint
+    num_samples = 1000      # questions of each split
+    split = 'all'           # or one of them, such as ood_length
+    seed = 1337             # of the questions; the same seed asks the same questions anywhere
+    batch_size = 100
+    device = 'auto'         # auto, cpu, cuda, mps
+    verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
+    wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
+    configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
+
+    for path in wavs:
+        try:
+            wave = read_wav(path)
+        except ValueError as e:
+            fail(e)
+        tones = find_tones(wave[None])
+        text = decode(tones.symbol)
+        note = '' if text and '?' not in text else \
+            '  (? is a sound that is no symbol)' if text else \
+            '  (silence)' if wave.abs().max() < 1e-3 else '  (sound, but no steady tone)'
+        print((f"{path}: " if len(wavs) > 1 else '') + text + note)
+        if verbose:
+            print(f"{'symbol':>6} {'start s':>8} {'length s':>8} {'hertz':>8} {'error Hz':>8} {'level dB':>8}")
+            for _, s, start, length, hertz, level in zip(*[t.tolist() for t in tones]):
+                error = hertz - min(FREQUENCIES.tolist(), key=lambda f: abs(f - hertz))
+                print(f"{decode([s]):>6} {start:8.3f} {length:8.3f} {hertz:8.1f} {error:+8.1f} {level:8.1f}")
+    if wavs:
+        sys.exit(0)
+
+    try:
+        device = pick_device(device)
+        model, checkpoint = load_checkpoint(out_dir, device)
+    except ValueError as e:
+        fail(e)
+    scores, t0 = {}, time.time()
+    print(f"{'task':8} {'split':16} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
+    for task in checkpoint['config']['tasks'].split(','):
+        for name in [s for s in SPLITS[task] if s not in ('train', 'val') and (split == 'all' or s.startswith(split))]:
+            r = evaluate(model, task, name, num_samples, seed, device, batch_size)
+            wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
+                              r['mistakes'][:None if verbose else 1])
+            print(f"{task:8} {name:16} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",
+                  flush=True)
+            scores.setdefault(task, {})[name] = {k: v for k, v in r.items() if k != 'mistakes'}
+    if not scores:
+        fail(f"no split begins with {split!r}; there are {', '.join(s for t in scores or TASKS for s in SPLITS[t])}")
+    print()
+    for task, rows in scores.items():
+        for name, r in rows.items():
+            print(f"{task}_{name}_em: {r['exact_match']:.4f}")
+    print(f"seconds: {time.time() - t0:.1f}")
+    path = os.path.join(out_dir, 'scores.json')
+    try:
+        with open(path + '.tmp', 'w') as f:
+            json.dump({'scores': scores, 'seed': seed, 'iterations': checkpoint['iter_num']}, f, indent=1)
+        os.replace(path + '.tmp', path)
+    except OSError as e:
+        fail(f"cannot write {path}: {e.strerror}")

@@ -1,0 +1,254 @@
+"""
+Train Mini-JMamba to answer in tones what it is asked in tones.
+
+$ python train.py config/mirror.py                       # a minute on two CPU cores, then its test results and WAVs
+$ python train.py config/mirror.py --batch_size=32       # any setting below can be given
+$ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
+
+Examples are made as it goes, on the device that trains. out_dir gets ckpt.pt (the last), best.pt (the best on the
+validation split), log.jsonl, and at the end scores.json and samples/.
+"""
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from configurator import configure, fail
+from model import JMambaConfig, MiniJMamba, load_checkpoint, pick_device, save_checkpoint
+from prepare import REST, SAMPLE_RATE, SYMBOLS, TASKS, depths, make_batch, slot_at
+from score import evaluate
+
+# --- settings: config files and --key=value override them ---
+out_dir = 'out/mirror'
+eval_interval = 50       # iterations
+log_interval = 10
+eval_samples = 100       # validation questions at each evaluation
+test_samples = 1000      # questions of each test split at the end; 0 skips the tests
+init_from = 'scratch'    # or resume
+# data
+tasks = 'mirror'         # of mirror, bracket, mod; with a comma between them they take turns
+aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
+batch_size = 16
+gradient_accumulation_steps = 1
+# model: see JMambaConfig
+d_model = 128
+d_state = 64
+head_dim = 32
+n_head = 4
+counting = 0.5
+# losses: their weights; 0 turns one off
+w_frames = 1.0           # L1 + L2 of the compressed frames
+w_wave = 0.0             # L1 of the waveform, played with the target's phase
+w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
+w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
+w_depth = 0.1            # bracket: cross-entropy of the depth so far, from the encoder
+# optimizer
+learning_rate = 2e-3
+max_iters = 300
+warmup_iters = 20
+lr_decay_iters = 300     # cosine down to min_lr by then
+min_lr = 2e-4
+weight_decay = 0.1
+beta1 = 0.9
+beta2 = 0.99
+grad_clip = 1.0          # 0 turns it off
+# system
+device = 'auto'          # auto, cpu, cuda, mps
+dtype = 'auto'           # auto, float32, bfloat16, float16
+compile = False          # torch.compile
+seed = 1337
+config = configure(globals())
+
+# --- set-up ---
+try:
+    device = pick_device(device)
+except ValueError as e:
+    fail(e)
+tasks_list = tasks.split(',')
+for t in tasks_list:
+    if t not in TASKS:
+        fail(f"there is no task {t!r}; the tasks are {', '.join(TASKS)}")
+if init_from not in ('scratch', 'resume'):
+    fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
+if min(batch_size, gradient_accumulation_steps, eval_interval, log_interval, eval_samples) < 1:
+    fail("batch_size, gradient_accumulation_steps, eval_interval, log_interval and eval_samples must be at least 1")
+on_gpu = device.startswith('cuda')
+if dtype == 'auto':
+    dtype = 'float32' if not on_gpu else 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
+    why = {'float32': f"the {device} device gains nothing from less", 'bfloat16': "the GPU has it",
+           'float16': "the GPU has no bfloat16; losses are scaled"}[dtype]
+    print(f"dtype {dtype}: {why}")
+elif dtype not in ('float32', 'bfloat16', 'float16'):
+    fail(f"dtype is auto, float32, bfloat16 or float16, not {dtype!r}")
+torch.manual_seed(seed)
+torch.backends.cuda.matmul.allow_tf32 = True
+amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
+scaler = torch.amp.GradScaler(device if on_gpu else 'cpu', enabled=dtype == 'float16')
+generator = torch.Generator(device).manual_seed(seed)  # of the examples
+turns = random.Random(seed)                            # of the tasks
+try:
+    os.makedirs(out_dir, exist_ok=True)
+    if init_from == 'resume':
+        model, checkpoint = load_checkpoint(out_dir, device, ['ckpt.pt'])
+        model.train()
+    else:
+        model = MiniJMamba(JMambaConfig(d_model=d_model, d_state=d_state, head_dim=head_dim, n_head=n_head,
+                                        counting=counting)).to(device)
+    log_file = open(os.path.join(out_dir, 'log.jsonl'), 'a' if init_from == 'resume' else 'w')
+except ValueError as e:
+    fail(e)
+except OSError as e:
+    fail(f"cannot write to {out_dir}: {e.strerror}")
+matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and 'conv' not in n]
+others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
+optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
+                              lr=learning_rate, betas=(beta1, beta2), fused=on_gpu)
+iter_num, best, seconds = 0, -1.0, 0.0
+if init_from == 'resume':
+    optimizer.load_state_dict(checkpoint['optimizer'])
+    scaler.load_state_dict(checkpoint['scaler'])
+    generator.set_state(checkpoint['generator'].cpu())
+    turns.setstate((3, tuple(checkpoint['turns']), None))
+    iter_num, best, seconds = checkpoint['iter_num'], checkpoint['best'], checkpoint['seconds']
+print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
+
+
+def save(name):
+    save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+                    generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
+                    seconds=seconds, config=config, symbols=SYMBOLS)
+
+
+def multi_resolution_stft(x, y):
+    """Spectral convergence and log-magnitude distance of waveforms (B, S) at three resolutions"""
+    total = 0.0
+    for n in (256, 512, 1024):
+        w = torch.hann_window(n, device=x.device)
+        p, q = ((torch.stft(t, n, n // 4, window=w, return_complex=True).abs().square() + 1e-7).sqrt() for t in (x, y))
+        total += (q - p).norm() / q.norm() + (q.log() - p.log()).abs().mean()
+    return total / 3
+
+
+def compute_losses(batch, task):
+    """One batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
+    frames, logits, depth = model(batch.question, batch.lengths)
+    s, token = model.spectrum, model.config.token
+    valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
+    mean = lambda x: (x * valid).sum() / valid.sum()
+    out = {}
+    with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
+        target = s.stft(batch.answer)
+        off = (frames.float() - s.log(s.magnitude(target))).unflatten(1, (-1, model.config.patch))
+        if w_frames:
+            out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)))
+        if w_wave or w_stft:
+            played = s.istft(s.with_phase(s.exp(frames.float()), target))
+            if w_wave:
+                out['w_wave'] = mean((played - batch.answer).abs().unflatten(1, (-1, token)).mean(2))
+            if w_stft:
+                out['w_stft'] = multi_resolution_stft(played, batch.answer)
+        seconds_of = token / SAMPLE_RATE
+        if w_symbols:  # what sounds in the middle of each token's frames
+            middle = (token - model.config.win_length / 2 + model.config.hop / 2) / 2 / SAMPLE_RATE
+            slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, middle).clamp(min=0).long()
+            t = torch.arange(valid.shape[1], device=device) * seconds_of + middle - batch.rhythm.start.gather(1, slot)
+            label = batch.wanted.gather(1, slot)
+            label = torch.where((t >= 0) & (t < batch.rhythm.length.gather(1, slot)) & (label != REST), label, len(SYMBOLS))
+            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'))
+        if w_depth and task == 'bracket':  # after the last bracket that has been heard for 50 ms
+            level, below = depths(batch.asked)
+            slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
+            label = torch.where(below, 0, torch.where(level == 0, 1, 2)).gather(1, slot.clamp(min=0).long())
+            label = torch.where(slot < 0, 1, label)
+            out['w_depth'] = mean(F.cross_entropy(depth.float().transpose(1, 2), label, reduction='none'))
+    return out
+
+
+weights = {k: config[k] for k in config if k.startswith('w_')}
+if compile:
+    compute_losses = torch.compile(compute_losses, dynamic=False)
+stop = []  # the signals that have asked for an end
+for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, lambda number, frame: stop.append(number))
+
+# --- the loop ---
+bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None)
+clock, sums = time.time(), {}
+while iter_num < max_iters and not stop:
+    # cosine with warm-up
+    lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
+        1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
+    lr *= min(1, (iter_num + 1) / (warmup_iters + 1))
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+
+    # step
+    for _ in range(gradient_accumulation_steps):
+        task = turns.choice(tasks_list)
+        batch = make_batch(task, 'train', batch_size, generator, device, **({'aloud': aloud} if task == 'mod' else {}))
+        with amp:
+            parts = compute_losses(batch, task)
+            loss = sum(weights[k] * v for k, v in parts.items()) / gradient_accumulation_steps
+        scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    iter_num += 1
+    bar.update()
+
+    # log
+    if iter_num % log_interval == 0:
+        loss_value = float(loss) * gradient_accumulation_steps  # waits for the GPU
+        now = seconds + time.time() - clock
+        row = {'iter': iter_num, 'seconds': round(now, 2), 'loss': loss_value, 'lr': lr, 'norm': float(norm),
+               **{k[2:]: float(v) for k, v in parts.items()}}
+        log_file.write(json.dumps(row) + '\n')
+        log_file.flush()
+        bar.write(f"iter {iter_num}/{max_iters} | loss {loss_value:.4f} | " + ' '.join(f"{k[2:]} {float(v):.4f}" for k, v in parts.items())
+                  + f" | lr {lr:.1e} | norm {float(norm):.2f} | {now:.1f} s")
+        if not math.isfinite(loss_value):
+            bar.close()
+            fail("the loss is no longer a number; try a lower learning_rate or dtype=float32", 1)
+
+    # evaluate: exact match, heard by the scorer from the answers' waveforms
+    if iter_num % eval_interval == 0 or iter_num == max_iters:
+        model.eval()
+        exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device)['exact_match'] for t in tasks_list}
+        model.train()
+        mean_exact = sum(exact.values()) / len(exact)
+        seconds, clock = seconds + time.time() - clock, time.time()
+        better = mean_exact >= best
+        best = max(best, mean_exact)
+        save('ckpt.pt')
+        if better:
+            save('best.pt')
+        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(seconds, 2), 'val': exact}) + '\n')
+        log_file.flush()
+        bar.write(f"iter {iter_num}/{max_iters} | validation exact match " + ' '.join(f"{t} {v:.4f}" for t, v in exact.items())
+                  + f" | {seconds:.1f} s")
+bar.close()
+log_file.close()
+if stop:
+    seconds += time.time() - clock
+    save('ckpt.pt')
+    print(f"stopped at iteration {iter_num}; go on with: python {' '.join(sys.argv)} --init_from=resume")
+    sys.exit(128 + stop[0])
+print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
+
+# --- what it learned: the two commands a user would run ---
+if test_samples:
+    here = os.path.dirname(os.path.abspath(__file__))
+    for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']):
+        print(f"\n$ python {script} --out_dir={out_dir} {' '.join(flags)}", flush=True)
+        subprocess.run([sys.executable, os.path.join(here, script), f'--out_dir={out_dir}', f'--device={device}', *flags], check=True)
