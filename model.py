@@ -43,7 +43,7 @@ class JMambaConfig:
     compress: float = 100.0   # c in log(1 + c |S|)
     patch: int = 5            # frames in a token: 50 ms, three tokens a symbol
     n_symbols: int = 27       # for the auxiliary loss only; answers are never read from the logits
-    griffin_lim: int = 2      # iterations after the first guess at the phase
+    griffin_lim: int = 1      # iterations after the first guess at the phase
 
     def __post_init__(self):
         for key, value in vars(self).items():
@@ -124,10 +124,12 @@ class Spectrum(nn.Module):
         left, peak, right = (magnitude.clamp(min=1e-6).log().gather(-1, k + i) for i in (-1, 0, 1))
         shift = (left - right) / (2 * (left - 2 * peak + right)).clamp(max=-1e-6)  # vertex of the parabola through the three
         omega = (k + shift.clamp(-0.5, 0.5)).double() * (2 * math.pi / self.n_fft)  # (B, frames, 1) radians a sample
-        middle = self.hop * (omega.cumsum(1) - omega / 2)  # phase at the middle of the window
-        bins = torch.arange(magnitude.shape[-1], device=magnitude.device) * (2 * math.pi / self.n_fft)
-        phase = middle - bins * ((self.win_length - 1) / 2)  # a window that starts at 0 is symmetric about its middle
-        return torch.stack([magnitude * phase.cos(), magnitude * phase.sin()], -2).to(magnitude.dtype)
+        middle = self.hop * (omega.cumsum(1) - omega / 2) % (2 * math.pi)  # phase at the middle of the window
+        cos, sin = middle.cos().to(magnitude.dtype), middle.sin().to(magnitude.dtype)
+        # a bin sees it through a window that is symmetric about its middle, from the window's start
+        bins = torch.arange(magnitude.shape[-1], device=magnitude.device) * (math.pi / self.n_fft * (self.win_length - 1))
+        c, s = bins.cos(), bins.sin()
+        return torch.stack([magnitude * (cos * c + sin * s), magnitude * (sin * c - cos * s)], -2)
 
     def wave(self, magnitude, iterations):
         """Magnitudes (B, frames, F) -> waveforms (B, frames * hop), by `iterations` of Griffin-Lim from guess_phase"""
@@ -144,30 +146,30 @@ def ssd(x, dt, A, B, C, chunk):
 
         h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,   y_t = h_t C_t
 
-    x (B, T, H, P), dt (B, T, H) positive, A (H,) not positive, B and C (B, T, N), shared by the heads -> y (B, T, H, P)"""
-    T = x.shape[1]
-    Q = min(chunk, T)
-    x = (x * dt[..., None]).transpose(1, 2)  # (B, H, T, P)
-    decay = (dt * A).transpose(1, 2).float()  # (B, H, T)
+    x (B, T, H, P), dt (B, T, H) positive, A (H,) not positive (both fp32 or better), B and C (B, T, N), shared by the heads -> y (B, T, H, P)"""
+    T, (H, P) = x.shape[1], x.shape[2:]
+    n = -(-T // chunk)  # chunks, of equal length
+    Q = -(-T // n)
+    x, decay = (x * dt[..., None]).to(x.dtype), dt * A
     if T % Q:
-        x, B, C = (F.pad(t, (0, 0, 0, -T % Q)) for t in (x, B, C))
-        decay = F.pad(decay, (0, -T % Q))
-    x, decay = x.unflatten(2, (-1, Q)), decay.unflatten(2, (-1, Q)).cumsum(-1)  # (B, H, c, Q, P), (B, H, c, Q)
-    B, C = B.unflatten(1, (-1, Q))[:, None], C.unflatten(1, (-1, Q))[:, None]  # (B, 1, c, Q, N)
+        x, decay, B, C = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, n * Q - T)) for t in (x, decay, B, C))
+    x, decay, B, C = (t.unflatten(1, (n, Q)) for t in (x, decay, B, C))  # (B, n, Q, ...)
+    decay = decay.cumsum(2)  # (B, n, Q, H), from the start of the chunk
+    by_head = decay.transpose(2, 3)  # (B, n, H, Q)
     past = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
     # -inf goes in before exp: what lies in the future would overflow
-    L = (decay[..., :, None] - decay[..., None, :]).masked_fill(~past, -math.inf).exp()  # (B, H, c, Q, Q)
-    y = ((C @ B.transpose(-1, -2)) * L).to(x.dtype) @ x  # (B, H, c, Q, P)
-    n = x.shape[2]
-    if n > 1:  # the states that earlier chunks leave behind
-        total = decay[..., -1]  # (B, H, c)
-        left = (x * (total[..., None] - decay).exp()[..., None].to(x.dtype)).transpose(-1, -2) @ B  # (B, H, c, P, N)
-        total = total.cumsum(-1)
+    L = (by_head[..., :, None] - by_head[..., None, :]).masked_fill(~past, -math.inf).exp()  # (B, n, H, Q, Q)
+    y = ((C @ B.transpose(2, 3))[:, :, None] * L).to(x.dtype) @ x.transpose(2, 3)
+    y = y.transpose(2, 3)  # (B, n, Q, H, P)
+    if n > 1:  # the states (N, P) that earlier chunks leave behind
+        total = by_head[..., -1].transpose(1, 2)  # (B, H, n)
+        left = B.transpose(2, 3) @ (x * (decay[:, :, -1:] - decay).exp()[..., None].to(x.dtype)).flatten(3)  # (B, n, N, HP)
         before = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
+        total = total.cumsum(2)
         reach = (F.pad(total, (1, -1))[..., :, None] - total[..., None, :]).masked_fill(~before, -math.inf).exp()
-        state = (reach.to(x.dtype) @ left.flatten(3)).view_as(left)  # (B, H, c, P, N)
-        y = y + C @ state.transpose(-1, -2) * decay.exp()[..., None].to(x.dtype)
-    return y.flatten(2, 3)[:, :, :T].transpose(1, 2)
+        state = torch.einsum('bhij,bjnhp->binhp', reach.to(x.dtype), left.unflatten(3, (H, P)))
+        y = y + (C @ state.flatten(3)).unflatten(3, (H, P)) * decay.exp()[..., None].to(x.dtype)
+    return y.flatten(1, 2)[:, :T]
 
 
 class Mamba2(nn.Module):
@@ -197,7 +199,7 @@ class Mamba2(nn.Module):
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
         dt = F.softplus(dt.float() + self.dt_bias)  # (B, T, H)
         A = F.pad(-self.A_log.exp(), (self.forever, 0))
-        y = ssd(x, dt.to(x.dtype), A, B, C, c.chunk) + self.D[:, None] * x
+        y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
         return u + self.out_proj(self.gate_norm(y.flatten(2).to(z.dtype) * F.silu(z)))
 
 

@@ -141,15 +141,18 @@ def depths(q):
 
 
 def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False):
-    """Even rows are balanced, odd rows are not. Balanced strings of one length are uniform by the cycle lemma: of the
-    rotations of k+1 opening and k closing brackets just one stays above 0 (Dvoretzky and Motzkin, 1947).
-    The unbalanced ones: 1/4 shuffled (equal counts), 1/2 one swap from balanced (equal counts), 1/4 one flip from it.
-    uniform=True weights lengths by how many balanced strings they have, so that each string counts alike."""
+    """Even rows are balanced; the odd row after each is not and has the same length. Balanced strings of one length are
+    uniform by the cycle lemma: of the rotations of k+1 opening and k closing brackets just one stays above 0 (Dvoretzky
+    and Motzkin, 1947). The unbalanced ones: 1/4 shuffled (equal counts), 2/3 one swap from balanced (equal counts), the
+    rest one flip from it; most of them keep ( in front and ) at the end, or either would give them away.
+    uniform=True weights lengths by how many balanced strings they have, so that each of those counts alike; otherwise
+    longer ones are drawn more often, as many of them are held out."""
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)
     pairs = torch.arange(low // 2, high // 2 + 1, device=device)
-    weight = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1) if uniform \
-        else torch.ones(len(pairs), device=device)
-    half = pairs[torch.searchsorted(weight.cumsum(0) / weight.sum(), rand(n)).clamp(max=len(pairs) - 1)][:, None]
+    catalan = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1)
+    share = (catalan if uniform else pairs.float().square()).cumsum(0)
+    half = pairs[torch.searchsorted(share / share[-1], rand(n // 2)).clamp(max=len(pairs) - 1)]
+    half = half.repeat_interleave(2)[:, None]
     at = torch.arange(high + 1, device=device)
     key = torch.where(at <= 2 * half, rand(n, high + 1), 2.0)
     up = key.argsort(1).argsort(1) <= half  # k + 1 of the first 2k + 1
@@ -157,13 +160,16 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False):
     lowest = high - height.flip(1).argmin(1, keepdim=True)  # the last minimum
     up = up.gather(1, (lowest + 2 + at[:high]) % (2 * half + 1))  # rotate; drop the opening bracket in front
     inside = at[:high] < 2 * half
+    kept = (rand(n, 1) < 0.9) & (half > 2)
+    free = inside & ~(kept & ((at[:high] == 0) | (at[:high] == 2 * half - 1)))
     pick = lambda mask: torch.where(mask, rand(n, high), -1.0).argmax(1, keepdim=True)
-    shuffled = torch.where(inside, rand(n, high), 2.0).argsort(1).argsort(1) < half
-    swapped = up.scatter(1, pick(up & inside), False).scatter(1, pick(~up & inside), True)
-    flip = pick(inside)
+    key = torch.where(inside, torch.where(free, rand(n, high), at[:high] - 0.5), 2.0 * high)  # first below 0, last above 1
+    shuffled = key.argsort(1).argsort(1) < half
+    swapped = up.scatter(1, pick(up & free), False).scatter(1, pick(~up & free), True)
+    flip = pick(free)
     flipped = up.scatter(1, flip, ~up.gather(1, flip))
     r = rand(n, 1) if kind == 'mixed' else torch.full((n, 1), {'shuffled': 0.0, 'swapped': 0.5}[kind], device=device)
-    wrong = torch.where(r < 0.25, shuffled, torch.where(r < 0.75, swapped, flipped))
+    wrong = torch.where(r < 0.25, shuffled, torch.where(r < 0.92, swapped, flipped))
     odd = torch.arange(n, device=device)[:, None] % 2 == 1
     q = torch.where(inside, torch.where(torch.where(odd, wrong, up), OPEN, CLOSE), REST)
     depth, below = depths(q)
@@ -315,12 +321,14 @@ def draw(task, split, n, generator=None, device='cpu', **override):
     spec = {**SPLITS[task][split], **override}
     bucket = {'train': 0, 'short': 0, 'val': 1}.get(split, 2)
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
-    # has a probability of under 1e-20 for training.
-    pool = 2 * (4 * n + 64) if bucket == 0 else 2 * (40 * n + 500)
+    # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
+    pool = 8 * n + 512 if bucket == 0 or split.startswith('ood_') else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
-    ok &= bucket_of(q) == bucket
-    rank = ok.view(-1, 2).cumsum(0).view(-1)  # odd and even rows are two strata of equal size: bracket's answers
-    order = torch.where(ok, rank, pool).argsort(stable=True)[:n]
+    if not split.startswith('ood_'):  # what training cannot draw need not be held out
+        ok &= bucket_of(q) == bucket
+    if task == 'bracket':  # keep a balanced one and an unbalanced one of equal length, or neither
+        ok = ok.view(-1, 2).all(1).repeat_interleave(2)
+    order = (~ok).long().argsort(stable=True)[:n]
     if bucket and not bool(ok[order].all()):
         raise RuntimeError(f"too few {task} questions were drawn for {split}")
     return q[order], a[order]
@@ -354,11 +362,11 @@ def make_batch(task, split, n, generator=None, device='cpu', n_samples=None, **o
     return Batch(question, play(wanted, plain, n_samples), lengths, asked, wanted, rhythm)
 
 
-def split_batches(task, split, n, seed=1337, batch_size=100, device='cpu', **override):
-    """The first n examples of a fixed test set, in batches; the same on any machine"""
+def split_batches(task, split, n, seed=1337, device='cpu', **override):
+    """The first n examples of a fixed test set, the same on any machine, in batches of 50"""
     g = torch.Generator().manual_seed(seed)
-    for i in range(0, n, batch_size):
-        b = make_batch(task, split, batch_size, g, **override)
+    for i in range(0, n, 50):
+        b = make_batch(task, split, 50, g, **override)
         yield Batch(*[Rhythm(*[t[:n - i].to(device) for t in x]) if isinstance(x, Rhythm) else x[:n - i].to(device)
                       for x in b])
 

@@ -38,35 +38,44 @@ class Tones(NamedTuple):
     level: torch.Tensor
 
 
+def squared(z):
+    """|z|^2 of complex numbers, without the square root that abs() takes"""
+    return torch.view_as_real(z).square().sum(-1)
+
+
 def find_tones(waves):
     """Waveforms (B, S) at 16 kHz -> Tones.
 
     A tone is a run of at least 4 frames whose energy lies mostly in one peak that is not 10 dB under the clip's loudest
-    and does not move. Its pitch is the FFT peak of the whole run, with a parabola through the three highest bins. It is
+    and stays near one tone. Its pitch is the FFT peak of the whole run, with a parabola through the three highest bins. It is
     UNKNOWN if no symbol is near, if a second peak is nearly as high, or if less than a quarter of its energy is in the peak."""
     waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
     window = torch.hann_window(WINDOW, device=waves.device)
-    power = torch.fft.rfft(waves.unfold(1, WINDOW, HOP) * window, 512).abs().square()  # (B, T, 257)
+    power = squared(torch.fft.rfft(waves.unfold(1, WINDOW, HOP) * window, 512))  # (B, T, 257)
     power[..., :4] = 0  # hum and DC, under 125 Hz
     peak, at = power.max(-1)
-    share = F.pad(power, (3, 3)).unfold(-1, 7, 1).sum(-1).gather(-1, at[..., None])[..., 0] / (power.sum(-1) + 1e-12)
+    near = (at[..., None] + torch.arange(-3, 4, device=at.device)).clamp(0, 256)
+    share = power.gather(-1, near).sum(-1) / (power.sum(-1) + 1e-12)
     amplitude = peak.sqrt() * (2 / window.sum())
     tonal = amplitude * (share > 0.2)
     on = (tonal > 0.32 * tonal.amax(1, keepdim=True)) & (tonal > 1e-3)
     on = F.pad(on | (F.pad(on, (1, -1)) & F.pad(on, (-1, 1))), (1, 1))  # close holes of one frame
-    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 2, (2, 1))  # 62 Hz: another tone without a gap
+    nearest = ((at * (SAMPLE_RATE / 512) - FREQUENCIES[0]) / (FREQUENCIES[1] - FREQUENCIES[0])).round()
+    moved = F.pad(nearest[:, 1:] != nearest[:, :-1], (2, 1))  # another tone without a gap
     starts, ends = on & (~F.pad(on, (1, -1)) | moved), on & (~F.pad(on, (-1, 1)) | F.pad(moved, (-1, 1)))
     clip, first = starts.nonzero(as_tuple=True)
     last = ends.nonzero(as_tuple=True)[1]
     keep = last - first >= 3
     clip, first, last = clip[keep], first[keep] - 1, last[keep] - 1
+    if not len(clip):
+        return Tones(clip, clip, *4 * [clip.float()])
     # one FFT for each tone, over at most 2,048 samples about its middle
     begin, length = first * HOP + WINDOW // 4, (last - first) * HOP + WINDOW // 2  # in the padded waveform
     n = length.clamp(max=2048)
     i = torch.arange(2048, device=waves.device)
     sound = waves.flatten()[(clip * waves.shape[1] + begin + (length - n) // 2)[:, None] + i.minimum(n[:, None] - 1)]
     taper = torch.sin(math.pi * (i + 0.5) / n[:, None]).square() * (i < n[:, None])
-    power = torch.fft.rfft(sound * taper).abs().square()
+    power = squared(torch.fft.rfft(sound * taper))
     power[:, :16] = 0
     k = power[:, 1:-1].argmax(1) + 1
     left, top, right = (power.gather(1, (k + j)[:, None])[:, 0].clamp(min=1e-20).log() for j in (-1, 0, 1))
@@ -103,11 +112,11 @@ def edit_distance(a, b):
     return row[-1]
 
 
-def evaluate(model, task, split, n, seed=1337, device='cpu', batch_size=100):
+def evaluate(model, task, split, n, seed=1337, device='cpu'):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
     symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard)"""
     exact, right, total, distance, mistakes = 0, 0, 0, 0, []
-    for b in split_batches(task, split, n, seed, batch_size, device):
+    for b in split_batches(task, split, n, seed, device):
         for q, a, heard in zip(b.asked, b.wanted, transcribe(model.generate(b.question, b.lengths))):
             wanted = decode(a)
             total += len(wanted)
@@ -127,7 +136,6 @@ if __name__ == '__main__':
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
-    batch_size = 100
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
@@ -161,7 +169,7 @@ if __name__ == '__main__':
     print(f"{'task':8} {'split':16} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task in checkpoint['config']['tasks'].split(','):
         for name in [s for s in SPLITS[task] if s not in ('train', 'val') and (split == 'all' or s.startswith(split))]:
-            r = evaluate(model, task, name, num_samples, seed, device, batch_size)
+            r = evaluate(model, task, name, num_samples, seed, device)
             wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
                               r['mistakes'][:None if verbose else 1])
             print(f"{task:8} {name:16} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",

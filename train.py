@@ -209,13 +209,13 @@ while iter_num < max_iters and not stop:
 
     # log
     if iter_num % log_interval == 0:
-        loss_value = float(loss) * gradient_accumulation_steps  # waits for the GPU
+        loss_value = float(loss.detach()) * gradient_accumulation_steps  # waits for the GPU
         now = seconds + time.time() - clock
         row = {'iter': iter_num, 'seconds': round(now, 2), 'loss': loss_value, 'lr': lr, 'norm': float(norm),
-               **{k[2:]: float(v) for k, v in parts.items()}}
+               **{k[2:]: float(v.detach()) for k, v in parts.items()}}
         log_file.write(json.dumps(row) + '\n')
         log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | loss {loss_value:.4f} | " + ' '.join(f"{k[2:]} {float(v):.4f}" for k, v in parts.items())
+        bar.write(f"iter {iter_num}/{max_iters} | loss {loss_value:.4f} | " + ' '.join(f"{k[2:]} {float(v.detach()):.4f}" for k, v in parts.items())
                   + f" | lr {lr:.1e} | norm {float(norm):.2f} | {now:.1f} s")
         if not math.isfinite(loss_value):
             bar.close()

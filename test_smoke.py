@@ -1,0 +1,433 @@
+"""
+Every test.
+
+$ python -m pytest test_smoke.py      # about a minute on two CPU cores
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+import prepare
+from configurator import configure
+from model import JMambaConfig, MiniJMamba, load_checkpoint, save_checkpoint, ssd
+from prepare import (SPLITS, SYMBOLS, TASKS, bucket_of, decode, draw, encode, make_batch, make_rhythm, max_samples, play,
+                     play_text, read_wav, solve, split_batches, write_wav)
+from score import edit_distance, find_tones, transcribe
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TINY = dict(d_model=32, d_state=16, head_dim=16, n_head=2)
+
+
+def run(script, *flags, code=0, stdin=None):
+    """Run a script as a user would -> its output; a failure must be one line and no traceback"""
+    p = subprocess.run([sys.executable, os.path.join(HERE, script), *map(str, flags)], capture_output=True, text=True, input=stdin)
+    assert p.returncode == code, p.stdout + p.stderr
+    if code:
+        assert 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+    return p.stdout + p.stderr
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the scorer ---
+
+@pytest.mark.parametrize('rate', [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 96000])
+def test_every_symbol_is_heard_at_every_rate(tmp_path, rate):
+    wave = play_text(SYMBOLS).numpy().astype(np.float64)
+    x = resample_poly(wave, rate, 16000)
+    stereo = np.stack([x, 0.5 * x], 1)
+    kinds = {'u8': ((x + 1) * 127.5).round().astype(np.uint8), 'i16': (x * 32767).astype(np.int16),
+             'i32': (stereo * (2 ** 31 - 1)).astype(np.int32), 'f32': stereo.astype(np.float32)}
+    for kind, data in kinds.items():
+        path = str(tmp_path / f'{kind}.wav')
+        wavfile.write(path, rate, data)
+        assert transcribe(read_wav(path)[None]) == [SYMBOLS], (kind, rate)
+
+
+def test_24_bit_and_gain(tmp_path):
+    pcm = (play_text('ABBA').numpy() * (2 ** 23 - 1)).astype(np.int32)
+    raw = pcm.astype('<i4').tobytes()
+    data = b''.join(raw[i:i + 3] for i in range(0, len(raw), 4))
+    header = b'RIFF' + (36 + len(data)).to_bytes(4, 'little') + b'WAVEfmt ' + (16).to_bytes(4, 'little') + \
+        (1).to_bytes(2, 'little') + (1).to_bytes(2, 'little') + (16000).to_bytes(4, 'little') + \
+        (48000).to_bytes(4, 'little') + (3).to_bytes(2, 'little') + (24).to_bytes(2, 'little') + \
+        b'data' + len(data).to_bytes(4, 'little')
+    (tmp_path / 'a.wav').write_bytes(header + data)
+    wave = read_wav(str(tmp_path / 'a.wav'))
+    assert (wave - play_text('ABBA')).abs().max() < 1e-5
+    assert transcribe(wave[None] * 0.01) == ['ABBA']
+
+
+def test_silence_noise_and_wrong_pitches_are_no_symbols():
+    t = torch.arange(16000) / 16000
+    tone = lambda hertz: 0.5 * torch.sin(2 * np.pi * hertz * t) * ((t > 0.3) & (t < 0.4))
+    assert transcribe(torch.zeros(1, 16000)) == ['']
+    assert transcribe(1e-5 * torch.randn(1, 16000)) == ['']
+    assert not set(''.join(transcribe(torch.randn(50, 32000, generator=gen())))) - {'?'}
+    for hertz in range(450, 3100, 100):
+        assert transcribe(tone(hertz)[None]) == ['?'], hertz  # between two tones
+    for a, b in ((500, 600), (500, 1500), (1200, 2900)):
+        assert set(transcribe((tone(a) + tone(b))[None])[0]) <= {'?'}, (a, b)  # both at once
+    assert transcribe(tone(250)[None]) == ['?'] and transcribe(tone(5000)[None]) == ['?']
+    assert transcribe((tone(500) + tone(600).roll(1600))[None]) == ['AB']  # two tones with no gap
+
+
+def test_scorer_on_ten_thousand_symbols_clean_and_at_0_dB():
+    g = gen(1)
+    symbols = torch.randint(len(SYMBOLS), (500, 20), generator=g)
+    wave = play(symbols, make_rhythm(500, 20, g), max_samples(20))
+    wanted = [decode(s) for s in symbols]
+    assert transcribe(wave) == wanted
+    signal_power = wave[wave.abs() > 0].square().mean()  # of the tones alone
+    noisy = wave + signal_power.sqrt() * torch.randn(wave.shape, generator=g)
+    wrong = sum(edit_distance(h, w) for h, w in zip(transcribe(noisy), wanted))
+    assert wrong <= 100, f"{wrong} of 10,000 symbols wrong at 0 dB"
+    print(f"scorer: 10000 of 10000 symbols clean, {10000 - wrong} at 0 dB")
+
+
+def test_find_tones_measures():
+    tones = find_tones(play(torch.tensor([encode('A9')]), rhythm := make_rhythm(1, 2, gen()), 6400))
+    assert tones.hertz.tolist() == pytest.approx((torch.tensor([500.0, 2900.0]) + rhythm.detune[0]).tolist(), abs=0.3)
+    assert tones.start.tolist() == pytest.approx(rhythm.start[0].tolist(), abs=0.012)
+    assert tones.length.tolist() == pytest.approx(rhythm.length[0].tolist(), abs=0.02)
+    assert tones.level.tolist() == pytest.approx((20 * rhythm.amplitude[0].log10()).tolist(), abs=1)
+
+
+def test_edit_distance():
+    assert [edit_distance(a, b) for a, b in (('', 'AB'), ('AB', 'AB'), ('ABC', 'AC'), ('12', '21'), ('A', 'BCA'))] == [2, 0, 1, 2, 2]
+
+
+# --- the data ---
+
+def balanced(text):
+    while '()' in text:
+        text = text.replace('()', '')
+    return not text
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_no_test_question_can_be_trained_on(task):
+    few = lambda text: '%' not in text and len(text) <= 6 if task != 'mirror' else False
+    kinds = [dict(aloud=True), {}] if task == 'mod' else [dict(low=3, high=4), {}] if task == 'mirror' else [{}]
+    for k in kinds:
+        seen = {'train': set(), 'val': set(), 'test': set()}
+        for split, bucket in (('train', 0), ('val', 1), ('iid', 2)):
+            g = gen(len(split))
+            for _ in range(20 if split == 'train' else 10):
+                q, _ = draw(task, split, 5000 if split == 'train' else 100, g, **({} if split != 'train' and task == 'bracket' else k))
+                assert (bucket_of(q) == bucket).all() or split != 'train'
+                seen['test' if split == 'iid' else split].update(map(decode, q.tolist()))
+        held = {t for t in seen['val'] | seen['test'] if not few(t)}
+        assert len(held) > 50 and not held & seen['train'] and not seen['val'] & {t for t in seen['test'] if not few(t)}
+
+
+def test_labels_against_an_independent_check():
+    for split in [s for s in SPLITS['bracket']]:
+        q, a = draw('bracket', split, 400, gen(2))
+        texts, answers = [decode(r) for r in q], [decode(r) for r in a]
+        assert answers == ['V' if balanced(t) else 'X' for t in texts]
+        assert 190 <= answers.count('V') <= 210
+        for t, verdict in zip(texts, answers):
+            if verdict == 'X' and split in ('wrong_order', 'one_swap'):
+                assert t.count('(') == t.count(')')
+    for split in SPLITS['mod']:
+        q, a = draw('mod', split, 400, gen(3))
+        for t, answer in zip(map(decode, q), map(decode, a)):
+            x, *rest = map(int, t.split('%'))
+            first = x // rest[0]
+            for b in rest:
+                x %= b
+            assert answer == str(x)
+            if split.startswith('quotient'):
+                low, high = SPLITS['mod'][split]['quotient']
+                assert low <= first <= high
+    q, a = draw('mirror', 'ood_compose_20', 200, gen(4))
+    assert (q == a).all() and all(set(decode(r)) & set('KL') and len(decode(r)) == 20 for r in q)
+    assert not set(''.join(decode(r) for r in draw('mirror', 'train', 1000, gen())[0])) & set('KL')
+
+
+def test_a_line_of_working_leads_to_the_answer():
+    q, a = draw('mod', 'train', 2000, gen(5), aloud=True)
+    for asked, line in zip(q, a):
+        was, now = decode(asked), decode(line)
+        value = lambda t: solve('mod', t)
+        assert value(was) == value(now), (was, now)
+        if '%' in was:
+            (x, b), (y, *_) = map(int, was.split('%')[:2]), map(int, now.split('%')[:1])
+            assert now != was and (y < x or len(now.split('%')) < len(was.split('%')))
+            k = next((k for k in range(1, len(str(x)) + 1) if int(str(x)[:k]) >= b), None)
+            left = int(str(int(str(x)[:k]) % b) + str(x)[k:]) if k else x
+            assert now == '%'.join([str(left), *was.split('%')[1 if left >= b else 2:]])
+        else:
+            assert now == was
+        # what has not been worked on stays in its slot
+        tail = len(now) - len(now.split('%')[0])
+        if tail:
+            assert (asked[asked >= 0][-tail:] == line[line >= 0][-tail:]).all()
+
+
+def test_shortcuts_give_brackets_little_away():
+    q, a = draw('bracket', 'train', 4000, gen(6))
+    rows = [(decode(x), decode(y) == 'V') for x, y in zip(q, a)]
+    accuracy = lambda guess: max(np.mean([guess(t) == v for t, v in rows]), np.mean([guess(t) != v for t, v in rows]))
+    assert accuracy(lambda t: t.count('(') == t.count(')')) < 0.62
+    assert accuracy(lambda t: t[0] == '(') < 0.6 and accuracy(lambda t: t[-1] == ')') < 0.6
+    assert all(len(t) % 2 == 0 for t, _ in rows)
+
+
+def test_splits_are_the_same_every_time_and_batches_do_not_matter():
+    one = torch.cat([b.question for b in split_batches('mod', 'iid', 60)])
+    two = torch.cat([b.question for b in split_batches('mod', 'iid', 73)])
+    assert torch.equal(one, two[:60]) and not torch.equal(one, torch.cat([b.question for b in split_batches('mod', 'iid', 60, 1)]))
+
+
+def test_question_and_answer_of_a_batch_are_what_the_scorer_hears():
+    for task in TASKS:
+        b = make_batch(task, 'train', 64, gen(7))
+        assert transcribe(b.question) == [decode(r) for r in b.asked]
+        assert transcribe(b.answer) == [decode(r) for r in b.wanted]
+        assert b.question.shape[1] % prepare.TOKEN == 0 and b.lengths.max() <= b.question.shape[1]
+        silent = torch.arange(b.question.shape[1]) >= b.lengths[:, None]
+        assert (b.answer * silent).abs().max() == 0  # the window holds the whole answer
+
+
+# --- the model ---
+
+def recurrence(x, dt, A, B, C):
+    """The scan as it is defined, one token after another"""
+    h, y = torch.zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[2], dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        h = h * (dt[:, t] * A).exp()[..., None, None] + (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
+        y.append((h * C[:, t, None, None]).sum(-1))
+    return torch.stack(y, 1)
+
+
+@pytest.mark.parametrize('T', [1, 7, 16, 17, 48, 75])
+def test_ssd_equals_the_recurrence(T):
+    g = gen(T)
+    r = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    inputs = [r(2, T, 4, 3), torch.rand(2, T, 4, generator=g, dtype=torch.float64), -torch.tensor([0, 0, 1.0, 30]).double(),
+              r(2, T, 5), r(2, T, 5)]
+    weight, results = r(2, T, 4, 3), []
+    for scan in (recurrence, lambda *a: ssd(*a, chunk=16)):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        y = scan(*leaves)
+        results.append([y, *torch.autograd.grad((y * weight).sum(), leaves)])
+    for a, b in zip(*results):
+        # the decays are fp32 on purpose
+        assert (a - b).norm() <= 2e-6 * a.norm() + 1e-9
+
+
+def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():
+    torch.manual_seed(0)
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    x = torch.randn(2, 80 * 800)
+    y = x.clone()
+    y[:, 33 * 800:] = torch.randn(2, 47 * 800)
+    a, b = model.encode(model.hear(x)), model.encode(model.hear(y))
+    assert torch.equal(a[:, :33], b[:, :33]) or (a[:, :33] - b[:, :33]).abs().max() < 1e-6
+    assert (a[:, 33] - b[:, 33]).abs().max() > 1e-3
+    lengths = torch.tensor([33 * 800, 20 * 800 - 5])
+    one, two = model(x, lengths)[0], model(y[:, :40 * 800], lengths)[0]
+    for i, n in enumerate(lengths // 800):
+        assert (one[i, :5 * n] - two[i, :5 * n]).abs().max() < 1e-4
+    assert model.generate(x, lengths)[1, 20 * 800 - 5:].abs().max() == 0
+
+
+def test_spectrum_there_and_back():
+    s = MiniJMamba(JMambaConfig(**TINY)).spectrum
+    wave = make_batch('mirror', 'train', 4, gen()).answer
+    spectrum = s.stft(wave)
+    assert (s.istft(spectrum) - wave).abs()[:, :-480].max() < 1e-3
+    magnitude = s.magnitude(spectrum)
+    assert magnitude.max() == pytest.approx(float(wave.abs().max()), abs=0.02)
+    assert (s.exp(s.log(magnitude)) - magnitude).abs().max() < 1e-5
+    played = s.wave(magnitude, 1)
+    assert (s.magnitude(s.stft(played)) - magnitude).norm() < 0.1 * magnitude.norm()
+    assert transcribe(played) == transcribe(wave)
+
+
+@pytest.mark.parametrize('bad', [dict(head_dim=48), dict(n_head=3), dict(patch=0), dict(n_bins=400), dict(win_length=481), dict(counting=2)])
+def test_impossible_shapes_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        JMambaConfig(**bad)
+
+
+def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = MiniJMamba(JMambaConfig(**TINY))
+    b = make_batch('mirror', 'train', 8, gen())
+    wanted = [decode(r) for r in b.wanted]
+    exact = lambda texts: np.mean([h == w for h, w in zip(texts, wanted)])
+    assert exact(transcribe(model.generate(b.question, b.lengths))) < 0.2
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    target = model.hear(b.answer).unflatten(2, (5, -1)).flatten(1, 2)
+    for _ in range(80):
+        loss = (model(b.question, b.lengths)[0] - target).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    played = model.generate(b.question, b.lengths)
+    assert exact(transcribe(played)) == 1
+    for i, wave in enumerate(played):
+        path = str(tmp_path / f'{i}.wav')
+        write_wav(path, wave)
+        assert transcribe(read_wav(path)[None]) == [wanted[i]]
+
+
+# --- the command line ---
+
+TRAIN = ['--max_iters=6', '--eval_interval=3', '--log_interval=2', '--eval_samples=4', '--batch_size=4', '--d_model=32',
+         '--d_state=16', '--head_dim=16', '--n_head=2', '--device=cpu']
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp('out') / 'mirror'
+    text = run('train.py', os.path.join(HERE, 'config/mirror.py'), *TRAIN, '--w_wave=1', '--w_stft=0.1', '--test_samples=3', f'--out_dir={out}')
+    return out, text
+
+
+def test_prepare_writes_a_data_set(tmp_path):
+    run('prepare.py', '--task=mirror', '--split=ood_length', '--num_samples=7', f'--out_dir={tmp_path}')
+    folder = tmp_path / 'mirror' / 'ood_length'
+    rows = [json.loads(line) for line in (folder / 'metadata.jsonl').read_text().splitlines()]
+    assert len(rows) == 7 and sorted(len(r['question_symbols']) for r in rows) == [15, 15, 15, 20, 20, 40, 40]
+    for r in rows:
+        wave = read_wav(str(folder / r['question_file_name']))
+        assert transcribe(wave[None]) == [r['question_symbols']] and len(wave) == round(r['duration'] * 16000)
+        assert transcribe(read_wav(str(folder / r['answer_file_name']))[None]) == [r['answer_symbols']]
+
+
+def test_train_then_sample_then_score(trained):
+    out, text = trained
+    assert re.search(r'^mirror_iid_em: \d\.\d{4}$', text, re.M) and 'validation exact match' in text
+    log = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
+    assert [r['iter'] for r in log] == [2, 3, 4, 6, 6] and {'wave', 'stft', 'frames', 'symbols'} <= set(log[0])
+    scores = json.loads((out / 'scores.json').read_text())['scores']['mirror']
+    assert set(scores) == set(SPLITS['mirror']) - {'train', 'val'} and scores['iid']['n'] == 3
+    assert len(list((out / 'samples').glob('*_answer.wav'))) == 4
+
+    samples = out / 'mine'
+    text = run('sample.py', f'--out_dir={out}', '--start=ABCA', f'--sample_dir={samples}')
+    assert re.search('asked ABCA, wanted ABCA, heard', text)
+    assert sorted(os.listdir(samples)) == ['000.png', '000_answer.wav', '000_question.wav', 'index.html']
+    assert transcribe(read_wav(str(samples / '000_question.wav'))[None]) == ['ABCA']
+    page = (samples / 'index.html').read_text()
+    assert 'src="000_question.wav"' in page and 'src="000_answer.wav"' in page and 'src="000.png"' in page and '<script' not in page
+    text = run('sample.py', f'--out_dir={out}', f"--wav={samples / '000_question.wav'}", f"--sample_dir={out / 'again'}")
+    assert 'asked ABCA' in text
+    table = run('score.py', samples / '000_question.wav', '--verbose=true').splitlines()
+    assert table[0] == 'ABCA' and len(table) == 6 and table[2].split()[0] == 'A'
+
+
+def test_training_resumes_where_it_stopped(trained, tmp_path):
+    whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket,mod']
+    run('train.py', *flags, f'--out_dir={whole}')
+    run('train.py', *flags, f'--out_dir={halves}', '--max_iters=3')
+    run('train.py', *flags, f'--out_dir={halves}', '--init_from=resume')
+    a, b = (torch.load(d / 'ckpt.pt', weights_only=True)['model'] for d in (whole, halves))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- mistakes that a user can make ---
+
+def test_bad_files_get_a_sentence(tmp_path, trained):
+    good = tmp_path / 'good.wav'
+    write_wav(str(good), play_text('ABC'))
+    data = good.read_bytes()
+    bad = {'missing.wav': None, 'empty.wav': b'', 'text.wav': b'hello, this is no sound at all' * 9, 'cut.wav': data[:len(data) // 2],
+           'header.wav': data[:44], 'short.wav': data[:20]}
+    for name, content in bad.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            read_wav(str(tmp_path / name))
+    run('score.py', tmp_path / 'cut.wav', code=2)
+    text = run('sample.py', f'--out_dir={trained[0]}', f"--wav={tmp_path / 'missing.wav'}", f"--sample_dir={tmp_path / 'new'}", code=2)
+    assert 'no such file' in text and not (tmp_path / 'new').exists()
+    write_wav(str(tmp_path / 'silence.wav'), torch.zeros(16000))
+    assert 'no tone' in run('sample.py', f'--out_dir={trained[0]}', f"--wav={tmp_path / 'silence.wav'}", code=2)
+    assert 'silence' in run('score.py', tmp_path / 'silence.wav')
+
+
+def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
+    out = trained[0]
+    assert "'z' is not a symbol" in run('sample.py', f'--out_dir={out}', '--start=Az', code=2)
+    assert 'train.py' in run('sample.py', f'--out_dir={tmp_path}', '--start=A', code=2)
+    assert 'train.py' in run('score.py', f'--out_dir={tmp_path}', code=2)
+    model, checkpoint = load_checkpoint(str(out))
+    checkpoint['model_args']['d_model'] = 64
+    torch.save(checkpoint, tmp_path / 'best.pt')
+    assert 'best.pt' in run('score.py', f'--out_dir={tmp_path}', code=2)
+    (tmp_path / 'best.pt').write_bytes(b'junk')
+    with pytest.raises(ValueError, match='not a checkpoint'):
+        load_checkpoint(str(tmp_path))
+    (tmp_path / 'file').write_text('')
+    for script in ('train.py', 'prepare.py', 'sample.py'):
+        flag = 'sample_dir' if script == 'sample.py' else 'out_dir'
+        more = [f'--out_dir={out}', '--start=A'] if script == 'sample.py' else ['--max_iters=1'] if script == 'train.py' else []
+        assert 'cannot write' in run(script, *more, f"--{flag}={tmp_path / 'file'}", code=2)
+    for task, text in (('bracket', 'AB'), ('mod', '12'), ('mod', '5%0'), ('mod', '5%%3'), ('mirror', '')):
+        if (task, text) == ('mod', '12'):
+            assert solve(task, text) == '12'
+        else:
+            with pytest.raises(ValueError):
+                solve(task, text)
+    assert solve('mod', '987%65%7') == '5' and solve('bracket', '()' * 300) == 'V' and solve('mod', str(10 ** 40 + 7) + '%10') == '7'
+
+
+def test_saving_is_all_or_nothing(tmp_path):
+    model = MiniJMamba(JMambaConfig(**TINY))
+    save_checkpoint(str(tmp_path / 'best.pt'), model, config={})
+    before = (tmp_path / 'best.pt').read_bytes()
+    with pytest.raises(Exception):
+        save_checkpoint(str(tmp_path / 'best.pt'), model, config=lambda: 0)  # cannot be pickled
+    assert (tmp_path / 'best.pt').read_bytes() == before
+    load_checkpoint(str(tmp_path))
+
+
+@pytest.fixture
+def settings():
+    return {'__file__': os.path.join(HERE, 'train.py'), '__doc__': 'A script.', 'batch_size': 16, 'learning_rate': 1e-3,
+            'compile': False, 'out_dir': 'out', 'json': json}
+
+
+def test_configurator_takes(settings, tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text('batch_size = 4 * 8\nlearning_rate = 1\n')
+    configure(settings, [str(path), '--compile=true', '--out_dir=a=b', '--batch_size=64'])
+    assert (settings['batch_size'], settings['learning_rate'], settings['compile'], settings['out_dir']) == (64, 1.0, True, 'a=b')
+    assert type(settings['learning_rate']) is float
+
+
+@pytest.mark.parametrize('flag, says', [('--batchsize=3', "did you mean 'batch_size'"), ('--batch_size=3.5', 'an integer'), ('--batch_size', '--batch_size=value'),
+                                        ('--compile=1', 'true or false'), ('--learning_rate=fast', 'a number'), ('--json=3', 'no setting'),
+                                        ('nowhere.py', 'cannot read'), ('compile = 1', 'true or false'), ('batch_sise = 1', "did you mean 'batch_size'"),
+                                        ('out_dir = 3', 'text'), ('x = ', 'SyntaxError'), ('batch_size = True', 'an integer')])
+def test_configurator_refuses(settings, tmp_path, capsys, flag, says):
+    if ' = ' in flag:
+        (tmp_path / 'c.py').write_text(flag + '\n')
+        flag = str(tmp_path / 'c.py')
+    with pytest.raises(SystemExit) as e:
+        configure(settings, [flag])
+    message = capsys.readouterr().err
+    assert e.value.code == 2 and says in message and len(message.splitlines()) == 1
+
+
+def test_help_lists_settings_with_their_comments(settings, capsys):
+    with pytest.raises(SystemExit) as e:
+        configure(settings, ['--help'])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and re.search(r'--compile=False +# torch.compile', text) and 'json' not in text
