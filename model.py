@@ -200,7 +200,7 @@ class Mamba2(nn.Module):
         dt = F.softplus(dt.float() + self.dt_bias)  # (B, T, H)
         A = F.pad(-self.A_log.exp(), (self.forever, 0))
         y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
-        return u + self.out_proj(self.gate_norm(y.flatten(2).to(z.dtype) * F.silu(z)))
+        return u + self.out_proj(self.gate_norm(y.flatten(2).float() * F.silu(z)))
 
 
 # --- attention ---
@@ -345,7 +345,7 @@ class MiniJMamba(nn.Module):
 
     def encode(self, frames):
         """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t"""
-        x = self.embed(frames)
+        x = self.embed(frames).float()  # the residual stream stays fp32 under autocast
         for layer in self.encoder:
             x = layer(x)
         return x
@@ -370,18 +370,38 @@ class MiniJMamba(nn.Module):
             x = layer(x)
         x = self.norm(x)
         gate = torch.sigmoid(self.gate(x)).unsqueeze(-1)  # (B, T, patch, 1)
-        frames = torch.lerp(self.frames(x).unflatten(-1, (c.patch, -1)), pointed.to(x.dtype).unflatten(-1, (c.patch, -1)), gate)
+        made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (self.frames(x), pointed))
+        frames = gate * pointed + (1 - gate) * made
         return frames.flatten(1, 2), self.logits(x), self.depth(memory)
 
     @torch.no_grad()
-    def generate(self, question, lengths=None):
-        """Waveforms (B, S) and their lengths in samples -> answer waveforms (B, S), silent beyond each length"""
-        S = question.shape[1]
+    def generate(self, question, lengths=None, think=1, conversation=False):
+        """Waveforms (B, S) and their lengths in samples -> answer waveforms (B, S), silent beyond each length.
+
+        With think > 1 the model hears its own answer as the next question, up to so many passes in all; an example is
+        done when the sound that it plays is the sound that it heard. Nothing but sound is handed on.
+        conversation=True returns the answers of every pass, a list, and how many passes changed each example (B,)."""
+        S, s = question.shape[1], self.spectrum
         if lengths is None:
             lengths = torch.full((len(question),), S, device=question.device)
-        frames, _, _ = self(question, lengths)
-        wave = self.spectrum.wave(self.spectrum.exp(frames.float()), self.config.griffin_lim)[:, :S]
-        return wave * (torch.arange(S, device=wave.device) < lengths[:, None])
+        inside = torch.arange(S, device=question.device) < lengths[:, None]
+        done = torch.zeros(len(question), dtype=torch.bool, device=question.device)
+        answers, passes = [], torch.zeros_like(lengths)
+        for _ in range(think):
+            frames, _, _ = self(question, lengths)
+            magnitude = s.exp(frames.float())
+            wave = s.wave(magnitude, self.config.griffin_lim)[:, :S] * inside
+            wave = torch.where(done[:, None], question, wave)
+            answers.append(wave)
+            if think > 1:
+                a, b = (s.magnitude(s.stft(F.pad(w, (0, -S % self.config.token)))).unflatten(1, (-1, self.config.patch)).mean(2)
+                        for w in (question, wave))
+                done |= (a - b).abs().amax((1, 2)) < 0.2  # no tone, of amplitude 0.5-0.8, has come or gone
+                passes += (~done).long()
+                if bool(done.all()):
+                    break
+            question = wave
+        return (answers, passes) if conversation else answers[-1]
 
 
 # --- checkpoints ---

@@ -32,9 +32,9 @@ SAMPLE_RATE = 16000
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
 JITTER = 0.1       # of both durations, either way
 DETUNE = 4.0       # Hz either way
-LEAD = 0.05        # seconds of silence before the first slot, at most
+LEAD = 0.02        # seconds of silence before the first slot, at most
 NOISE = 0.03       # standard deviation of the white noise in a question, at most
-TOKEN = 800        # samples; batches are padded to a multiple of it (the model's default token)
+BLOCK = 6400       # samples; batches are padded to a multiple of it: 8 of the model's tokens, a size that GPUs like
 # In order of pitch. K and L are never trained on: L lies at the edge of mirror's band, K inside it.
 SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
 REST = -1
@@ -76,8 +76,8 @@ def make_rhythm(n, slots, generator=None, device='cpu'):
 
 
 def max_samples(slots):
-    """Samples that hold any rhythm of so many slots, a multiple of TOKEN."""
-    return -int(-SAMPLE_RATE * (LEAD + slots * (TONE + GAP) * (1 + JITTER)) // TOKEN) * TOKEN
+    """Samples that hold any rhythm of so many slots, a multiple of BLOCK"""
+    return math.ceil(round(SAMPLE_RATE * (LEAD + slots * (TONE + GAP) * (1 + JITTER))) / BLOCK) * BLOCK
 
 
 def slot_at(start, n, step, offset=0.0):
@@ -236,8 +236,8 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
         for _ in range(k * width):
             a, done = step(a, done)
         return q, line(a, done), ok
-    start = randint(full(0), n_ops * 2, generator)  # lines to skip
-    for i in range(2 * k):
+    start = randint(full(0), n_ops, generator)  # lines to skip
+    for i in range(k):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
     return line(a, done), line(*step(a, done)), ok

@@ -112,12 +112,12 @@ def edit_distance(a, b):
     return row[-1]
 
 
-def evaluate(model, task, split, n, seed=1337, device='cpu'):
+def evaluate(model, task, split, n, seed=1337, device='cpu', think=1):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
     symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard)"""
     exact, right, total, distance, mistakes = 0, 0, 0, 0, []
     for b in split_batches(task, split, n, seed, device):
-        for q, a, heard in zip(b.asked, b.wanted, transcribe(model.generate(b.question, b.lengths))):
+        for q, a, heard in zip(b.asked, b.wanted, transcribe(model.generate(b.question, b.lengths, think))):
             wanted = decode(a)
             total += len(wanted)
             right += sum(x == y for x, y in zip(wanted, heard))

@@ -37,6 +37,7 @@ init_from = 'scratch'    # or resume
 # data
 tasks = 'mirror'         # of mirror, bracket, mod; with a comma between them they take turns
 aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
+think = 16               # mod aloud: passes at most when it is asked
 batch_size = 16
 gradient_accumulation_steps = 1
 # model: see JMambaConfig
@@ -224,7 +225,7 @@ while iter_num < max_iters and not stop:
     # evaluate: exact match, heard by the scorer from the answers' waveforms
     if iter_num % eval_interval == 0 or iter_num == max_iters:
         model.eval()
-        exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device)['exact_match'] for t in tasks_list}
+        exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match'] for t in tasks_list}
         model.train()
         mean_exact = sum(exact.values()) / len(exact)
         seconds, clock = seconds + time.time() - clock, time.time()
