@@ -181,7 +181,8 @@ class Mamba2(nn.Module):
         self.forever = round(c.counting * self.n_heads)  # heads with A = 0: dt gates what goes in, nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
         self.norm = nn.RMSNorm(c.d_model)
-        self.in_proj = nn.Linear(c.d_model, c.d_inner + d_conv + self.n_heads, bias=False)
+        width = c.d_inner + d_conv + self.n_heads
+        self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)  # GPUs are slow at other widths; the rest is not used
         self.conv_weight = nn.Parameter(torch.empty(c.d_conv, d_conv))
         self.conv_bias = nn.Parameter(torch.zeros(d_conv))
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
@@ -192,7 +193,9 @@ class Mamba2(nn.Module):
 
     def forward(self, u):
         c, T = self.c, u.shape[1]
-        z, xBC, dt = self.in_proj(self.norm(u)).split([c.d_inner, c.d_inner + 2 * c.d_state, self.n_heads], -1)
+        d_conv = c.d_inner + 2 * c.d_state
+        z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
+        dt = dt[..., :self.n_heads]
         padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
         xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)

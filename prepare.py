@@ -38,7 +38,7 @@ BLOCK = 6400       # samples; batches are padded to a multiple of it: 8 of the m
 # In order of pitch. K and L are never trained on: L lies at the edge of mirror's band, K inside it.
 SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
 REST = -1
-FREQUENCIES = torch.arange(len(SYMBOLS)) * 100.0 + 400.0  # Hz
+LOWEST, SPACING = 400.0, 100.0  # Hz
 
 
 def encode(text):
@@ -91,7 +91,7 @@ def slot_at(start, n, step, offset=0.0):
 def play(symbols, rhythm, n_samples):
     """Symbols (B, N), REST where nothing sounds -> waveforms (B, n_samples) of sines with raised-cosine fades."""
     slot = slot_at(rhythm.start, n_samples, 1 / SAMPLE_RATE).clamp(min=0)
-    hertz = FREQUENCIES.to(symbols.device)[symbols.clamp(min=0)] + rhythm.detune
+    hertz = LOWEST + SPACING * symbols + rhythm.detune
     amplitude = rhythm.amplitude * (symbols >= 0)
     t = torch.arange(n_samples, device=symbols.device) / SAMPLE_RATE - rhythm.start.gather(1, slot)
     edge = torch.minimum(t, rhythm.length.gather(1, slot) - t)  # seconds to the nearer end of the tone
@@ -113,7 +113,7 @@ def play_text(text, seed=0):
 # --- n are as asked; draw() below keeps those
 
 OPEN, CLOSE, VALID, INVALID, ZERO, PERCENT = encode('()VX0%')
-LETTERS, UNSEEN = torch.tensor(encode('ABCDEFGHIJ')), torch.tensor(encode('KL'))
+L, A, K = encode('LAK')
 
 
 def randint(low, high, generator):
@@ -125,11 +125,12 @@ def randint(low, high, generator):
 def mirror(n, generator, device, low=3, high=10, unseen=False):
     length = randint(torch.full((n,), low, device=device), torch.full((n,), high, device=device), generator)
     at = torch.arange(high, device=device)
-    q = LETTERS.to(device)[torch.randint(10, (n, high), generator=generator, device=device)]
+    q = A + torch.randint(10, (n, high), generator=generator, device=device)
+    q += q >= K  # the letters on either side of K
     if unseen:  # a third of the symbols, and one for certain
         new = torch.rand(n, high, generator=generator, device=device) < 0.3
         new |= at == randint(torch.zeros_like(length), length - 1, generator)[:, None]
-        q = torch.where(new, UNSEEN.to(device)[torch.randint(2, q.shape, generator=generator, device=device)], q)
+        q = torch.where(new, torch.where(torch.rand(q.shape, generator=generator, device=device) < 0.5, K, L), q)
     q = torch.where(at < length[:, None], q, REST)
     return q, q, torch.ones(n, dtype=torch.bool, device=device)
 
@@ -322,7 +323,7 @@ def draw(task, split, n, generator=None, device='cpu', **override):
     bucket = {'train': 0, 'short': 0, 'val': 1}.get(split, 2)
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
-    pool = 8 * n + 512 if bucket == 0 or split.startswith('ood_') else 600 * n + 4000
+    pool = (8 if task == 'bracket' else 2) * n + 512 if bucket == 0 or split.startswith('ood_') else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
     if not split.startswith('ood_'):  # what training cannot draw need not be held out
         ok &= bucket_of(q) == bucket
@@ -419,7 +420,7 @@ def split_names(task, split):
 if __name__ == '__main__':
     from configurator import configure, fail
     task = 'mirror'       # mirror, bracket or mod
-    split = 'iid'         # train, val, iid, ood_length, ... ; --split=all lists them
+    split = 'iid'         # train, val, iid, ood_length, ... : see SPLITS
     num_samples = 16      # examples to write
     out_dir = 'data'      # files go to out_dir/task/split
     seed = 1337           # 1337 gives the examples that score.py asks

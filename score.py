@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint, pick_device
-from prepare import FREQUENCIES, SAMPLE_RATE, SPLITS, SYMBOLS, TASKS, decode, read_wav, split_batches
+from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, TASKS, decode, read_wav, split_batches
 
 # --- the scorer ---
 
@@ -60,7 +60,7 @@ def find_tones(waves):
     tonal = amplitude * (share > 0.2)
     on = (tonal > 0.32 * tonal.amax(1, keepdim=True)) & (tonal > 1e-3)
     on = F.pad(on | (F.pad(on, (1, -1)) & F.pad(on, (-1, 1))), (1, 1))  # close holes of one frame
-    nearest = ((at * (SAMPLE_RATE / 512) - FREQUENCIES[0]) / (FREQUENCIES[1] - FREQUENCIES[0])).round()
+    nearest = ((at * (SAMPLE_RATE / 512) - LOWEST) / SPACING).round()
     moved = F.pad(nearest[:, 1:] != nearest[:, :-1], (2, 1))  # another tone without a gap
     starts, ends = on & (~F.pad(on, (1, -1)) | moved), on & (~F.pad(on, (-1, 1)) | F.pad(moved, (-1, 1)))
     clip, first = starts.nonzero(as_tuple=True)
@@ -83,8 +83,8 @@ def find_tones(waves):
     beside = (torch.arange(power.shape[1], device=k.device) - k[:, None]).abs()
     inside = (power * (beside <= 6)).sum(1) / power.sum(1).clamp(min=1e-20)
     second = (power * (beside > 6)).amax(1) / power.amax(1).clamp(min=1e-20)
-    tones = FREQUENCIES.to(k.device)
-    error, symbol = (hertz[:, None] - tones).abs().min(1)
+    symbol = ((hertz - LOWEST) / SPACING).round().clamp(0, UNKNOWN - 1).long()
+    error = (hertz - LOWEST - SPACING * symbol).abs()
     symbol = torch.where((error <= TOLERANCE) & (second < 0.16) & (inside > 0.25), symbol, UNKNOWN)
     level = 10 * torch.log10(power.amax(1).clamp(min=1e-20)) + 20 * torch.log10(2 / taper.sum(1))
     start = (begin - WINDOW // 2).clamp(min=0) / SAMPLE_RATE
@@ -155,7 +155,7 @@ if __name__ == '__main__':
         if verbose:
             print(f"{'symbol':>6} {'start s':>8} {'length s':>8} {'hertz':>8} {'error Hz':>8} {'level dB':>8}")
             for _, s, start, length, hertz, level in zip(*[t.tolist() for t in tones]):
-                error = hertz - min(FREQUENCIES.tolist(), key=lambda f: abs(f - hertz))
+                error = (hertz - LOWEST + SPACING / 2) % SPACING - SPACING / 2  # from the nearest multiple
                 print(f"{decode([s]):>6} {start:8.3f} {length:8.3f} {hertz:8.1f} {error:+8.1f} {level:8.1f}")
     if wavs:
         sys.exit(0)

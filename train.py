@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import configure, fail
-from model import JMambaConfig, MiniJMamba, load_checkpoint, pick_device, save_checkpoint
+from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint, pick_device, save_checkpoint
 from prepare import REST, SAMPLE_RATE, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
 
@@ -65,7 +65,7 @@ grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16, float16
-compile = False          # torch.compile
+compile = False          # torch.compile, and on a GPU one CUDA graph an iteration
 seed = 1337
 config = configure(globals())
 
@@ -111,8 +111,10 @@ except OSError as e:
     fail(f"cannot write to {out_dir}: {e.strerror}")
 matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and 'conv' not in n]
 others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
+cuda_graphs = compile and on_gpu and dtype != 'float16'  # loss scaling has to look at the gradients on the way
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
-                              lr=learning_rate, betas=(beta1, beta2), fused=on_gpu)
+                              lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
+                              betas=(beta1, beta2), fused=on_gpu, capturable=cuda_graphs)
 iter_num, best, seconds = 0, -1.0, 0.0
 if init_from == 'resume':
     optimizer.load_state_dict(checkpoint['optimizer'])
@@ -141,7 +143,10 @@ def multi_resolution_stft(x, y):
 
 def compute_losses(batch, task):
     """One batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
-    frames, logits, depth = model(batch.question, batch.lengths)
+    return score_frames(*model(batch.question, batch.lengths), batch, task)
+
+
+def score_frames(frames, logits, depth, batch, task):
     s, token = model.spectrum, model.config.token
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
     mean = lambda x: (x * valid).sum() / valid.sum()
@@ -175,57 +180,97 @@ def compute_losses(batch, task):
 
 
 weights = {k: config[k] for k in config if k.startswith('w_')}
+
+
+def step(task):
+    """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
+    for _ in range(gradient_accumulation_steps):
+        batch = make_batch(task, 'train', batch_size, generator, device, **({'aloud': aloud} if task == 'mod' else {}))
+        with amp:
+            parts = compute_losses(batch, task)
+            loss = sum(weights[k] * v for k, v in parts.items())
+        scaler.scale(loss / gradient_accumulation_steps).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm}
+
+
+def capture(task):
+    """The whole update, examples and optimizer included, as one CUDA graph: a GPU is far faster than Python can call it"""
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(task)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        numbers = step(task)
+    return graph, numbers
+
+
 if compile:
-    compute_losses = torch.compile(compute_losses, dynamic=False)
+    import prepare
+    torch._dynamo.config.cache_size_limit = 64
+    for part in model.modules():
+        if isinstance(part, (Mamba2, SelfAttention, CrossAttention)):  # compiled once for all layers of a kind
+            part.compile(dynamic=False)
+    model.hear = torch.compile(model.hear, dynamic=False)
+    prepare.play = torch.compile(prepare.play, dynamic=False)
+    score_frames = torch.compile(score_frames, dynamic=False)
+graphs = {}
 stop = []  # the signals that have asked for an end
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda number, frame: stop.append(number))
 
 # --- the loop ---
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None)
-clock, sums = time.time(), {}
+clock = time.time()
 while iter_num < max_iters and not stop:
     # cosine with warm-up
     lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
         1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
     lr *= min(1, (iter_num + 1) / (warmup_iters + 1))
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'].fill_(lr) if cuda_graphs else group.update(lr=lr)
 
     # step
-    for _ in range(gradient_accumulation_steps):
-        task = turns.choice(tasks_list)
-        batch = make_batch(task, 'train', batch_size, generator, device, **({'aloud': aloud} if task == 'mod' else {}))
-        with amp:
-            parts = compute_losses(batch, task)
-            loss = sum(weights[k] * v for k, v in parts.items()) / gradient_accumulation_steps
-        scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    before = iter_num
+    task = turns.choice(tasks_list)
+    if cuda_graphs:
+        if task not in graphs:
+            graphs[task] = capture(task)
+            iter_num += 3  # its warm-up steps count
+        graphs[task][0].replay()
+        numbers = graphs[task][1]
+    else:
+        numbers = step(task)
     iter_num += 1
-    bar.update()
+    done = iter_num - before
+    bar.update(done)
 
     # log
-    if iter_num % log_interval == 0:
-        loss_value = float(loss.detach()) * gradient_accumulation_steps  # waits for the GPU
+    if iter_num % log_interval < done:
+        values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
         now = seconds + time.time() - clock
-        row = {'iter': iter_num, 'seconds': round(now, 2), 'loss': loss_value, 'lr': lr, 'norm': float(norm),
-               **{k[2:]: float(v.detach()) for k, v in parts.items()}}
-        log_file.write(json.dumps(row) + '\n')
+        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}) + '\n')
         log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | loss {loss_value:.4f} | " + ' '.join(f"{k[2:]} {float(v.detach()):.4f}" for k, v in parts.items())
-                  + f" | lr {lr:.1e} | norm {float(norm):.2f} | {now:.1f} s")
-        if not math.isfinite(loss_value):
+        bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items())
+                  + f" | lr {lr:.1e} | {now:.1f} s")
+        if not math.isfinite(values['loss']):
             bar.close()
             fail("the loss is no longer a number; try a lower learning_rate or dtype=float32", 1)
 
     # evaluate: exact match, heard by the scorer from the answers' waveforms
-    if iter_num % eval_interval == 0 or iter_num == max_iters:
+    if iter_num % eval_interval < done or iter_num >= max_iters:
         model.eval()
-        exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match'] for t in tasks_list}
+        with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
+            exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match']
+                     for t in tasks_list}
         model.train()
         mean_exact = sum(exact.values()) / len(exact)
         seconds, clock = seconds + time.time() - clock, time.time()
