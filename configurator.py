@@ -4,7 +4,7 @@ Config files and flags over a script's globals, as in nanoGPT:
 $ python train.py config/mirror.py --batch_size=32
 
 The script's own settings are its lower-case globals of type int, float, bool or str at the time of the call. A config file
-is Python that assigns to them; a --key=value overrides what stands before it on the line. Both are held to the same
+is Python that assigns to them (it may import and define functions; other names must begin with _); a --key=value overrides what stands before it on the line. Both are held to the same
 rules: the key must exist, and the value must have the type of the default (an int will do for a float). Anything
 else ends the script with one line and exit code 2. --help prints the settings with their comments.
 """
@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 import sys
+import types
 
 
 def fail(message, code=2):
@@ -42,6 +43,8 @@ def convert(key, value, default, where):
 def configure(settings, argv=None):
     """Apply config files and flags to `settings` (a script's globals(), changed in place) -> dict of the result"""
     argv = sys.argv[1:] if argv is None else argv
+    show = sys.excepthook  # Ctrl-C is no error: end quietly, with the exit code that shells know it by
+    sys.excepthook = lambda kind, e, trace: os._exit(130) if kind is KeyboardInterrupt else show(kind, e, trace)
     kinds = (int, float, bool, str)
     keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
 
@@ -76,6 +79,6 @@ def configure(settings, argv=None):
         except Exception as e:
             fail(f"config file {arg}: {type(e).__name__}: {e}")
         for key, value in scope.items():
-            if key != '__builtins__':
+            if not key.startswith('_') and not callable(value) and not isinstance(value, types.ModuleType):
                 assign(key, value, arg)
     return {k: settings[k] for k in keys}

@@ -13,7 +13,8 @@ from score import find_tones
 
 
 def spectrogram(rows, path):
-    """Draw (title, waveform (S,)) rows under one another, as heard by the scorer, to a PNG"""
+    """Draw (title, waveform (S,)) rows under one another to a PNG, with what the scorer hears written at the tones (up to
+    20 seconds: beyond that nobody could read it)"""
     longest = max(len(wave) for _, wave in rows) / SAMPLE_RATE
     fig = Figure(figsize=(min(16, max(9, 3 * longest)), 0.6 + 2.7 * len(rows)), layout='constrained')
     axes = fig.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
@@ -24,10 +25,10 @@ def spectrogram(rows, path):
         with np.errstate(divide='ignore'):  # silence is -inf dB
             *_, image = ax.specgram(padded, NFFT=512, Fs=SAMPLE_RATE, noverlap=432, vmin=-100, vmax=-25, cmap='magma',
                                     xextent=(0, (len(wave) + 256) / SAMPLE_RATE))
-        for s, start, length, hertz in zip(*[t.tolist() for t in (tones.symbol, tones.start, tones.length, tones.hertz)]):
+        for s, start, length, hertz in [] if longest > 20 else zip(*[t.tolist() for t in (tones.symbol, tones.start, tones.length, tones.hertz)]):
             ax.text(start + length / 2, hertz + 90, decode([s]), color='white', weight='bold', ha='center', va='bottom')
         ax.set(ylim=(0, top), xlim=(0, longest), ylabel='frequency (Hz)', facecolor='black')
-        ax.set_title(title, loc='left', fontsize=10)
+        ax.set_title(title if len(title) < 90 else title[:87] + '...', loc='left', fontsize=10)
     axes[-1].set_xlabel('time (s)')
     fig.colorbar(image, ax=list(axes), label='power (dB)', fraction=0.05, pad=0.01)
     fig.savefig(path, dpi=110)

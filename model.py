@@ -21,12 +21,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no GPU, no need
-    triton = None
-
 
 @dataclass
 class JMambaConfig:
@@ -178,178 +172,6 @@ def ssd(x, dt, A, B, C, chunk):
     return y.flatten(1, 2)[:, :T]
 
 
-# --- all that a Mamba-2 block does between its two projections, for short questions on a GPU ---
-# In PyTorch each step of convolution, gates and scan is a pass over memory. Here an example's head stays on the chip.
-
-if triton:
-    @triton.jit
-    def conv(proj, w, b, t, col, T, W: tl.constexpr, DI: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-        """The short convolution, before its SiLU: (TP, columns) in fp32"""
-        y = tl.load(b + col)[None, :] + tl.zeros([t.shape[0], col.shape[0]], tl.float32)
-        for k in tl.static_range(K):
-            s = t + (k - K + 1)
-            x = tl.load(proj + s[:, None] * W + DI + col[None, :], mask=((s >= 0) & (s < T))[:, None], other=0)
-            y += tl.load(w + k * C + col)[None, :] * x.to(tl.float32)
-        return y
-
-    @triton.jit
-    def decay(proj, dt_bias, A, h, t, T, W: tl.constexpr, column: tl.constexpr):
-        """A head's dt before and after softplus, and what is left at token i of what came in at token j: (TP, TP)"""
-        raw = tl.load(proj + t * W + column + h, mask=t < T, other=0).to(tl.float32) + tl.load(dt_bias + h)
-        dt = tl.where(raw > 20, raw, tl.log(1 + tl.exp(tl.minimum(raw, 20))))
-        total = tl.cumsum(dt * tl.load(A + h), 0)
-        past = t[:, None] >= t[None, :]
-        return raw, dt, tl.where(past, tl.exp(tl.where(past, total[:, None] - total[None, :], 0)), 0)
-
-    @triton.jit
-    def mix_scores(proj, w, b, G, T, W: tl.constexpr, DI: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TP: tl.constexpr):
-        """G = C B^T, which the heads share: (B, TP, TP)"""
-        i, t, n = tl.program_id(0).to(tl.int64), tl.arange(0, TP), tl.arange(0, N)
-        proj += i * T * W
-        B_in = conv(proj, w, b, t, DI + n, T, W, DI, DI + 2 * N, K)
-        C_in = conv(proj, w, b, t, DI + N + n, T, W, DI, DI + 2 * N, K)
-        dtype = G.dtype.element_ty
-        scores = tl.dot((C_in * tl.sigmoid(C_in)).to(dtype), tl.trans((B_in * tl.sigmoid(B_in)).to(dtype)))
-        tl.store(G + i * TP * TP + t[:, None] * TP + t[None, :], scores.to(dtype))
-
-    @triton.jit
-    def mix_forward(proj, w, b, dt_bias, A, D, G, out, T, W: tl.constexpr, DI: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-                    K: tl.constexpr, TP: tl.constexpr):
-        i, h, t, p = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, TP), tl.arange(0, P)
-        dtype = proj.dtype.element_ty
-        col, inside = h * P + p, (t < T)[:, None]
-        proj += i * T * W
-        out += i * T * DI
-        G += i * TP * TP
-        _, dt, L = decay(proj, dt_bias, A, h, t, T, W, 2 * DI + 2 * N)
-        M = tl.load(G + t[:, None] * TP + t[None, :]) * L
-        x = conv(proj, w, b, t, col, T, W, DI, DI + 2 * N, K)
-        x = x * tl.sigmoid(x)
-        y = tl.dot(M.to(dtype), (x * dt[:, None]).to(dtype)) + tl.load(D + h) * x
-        z = tl.load(proj + t[:, None] * W + col[None, :], mask=inside, other=0).to(tl.float32)
-        tl.store(out + t[:, None] * DI + col[None, :], (y * z * tl.sigmoid(z)).to(dtype), mask=inside)
-
-    @triton.jit
-    def mix_backward(proj, w, b, dt_bias, A, D, G, dout, dproj, dconv, dG, dh, T, W: tl.constexpr, DI: tl.constexpr,
-                     P: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TP: tl.constexpr):
-        """Gradients of one head: of z and dt into dproj, of the convolution's x into dconv, its share of G's into dG, and of
-        dt_bias, A and D into dh"""
-        i, h, t, p = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, TP), tl.arange(0, P)
-        dtype = proj.dtype.element_ty
-        H: tl.constexpr = DI // P
-        col, inside = h * P + p, (t < T)[:, None]
-        proj += i * T * W
-        dproj += i * T * W
-        dout += i * T * DI
-        dconv += i * T * (DI + 2 * N)
-        G += i * TP * TP
-        dG += (i * H + h) * TP * TP
-        dh += i * 3 * H
-        raw, dt, L = decay(proj, dt_bias, A, h, t, T, W, 2 * DI + 2 * N)
-        square = t[:, None] * TP + t[None, :]
-        M = tl.load(G + square) * L
-        x_in = conv(proj, w, b, t, col, T, W, DI, DI + 2 * N, K)
-        gate, skip = tl.sigmoid(x_in), tl.load(D + h)
-        x = x_in * gate
-        xdt = (x * dt[:, None]).to(dtype)
-        y = tl.dot(M.to(dtype), xdt) + skip * x
-        at = t[:, None] * W + col[None, :]
-        z = tl.load(proj + at, mask=inside, other=0).to(tl.float32)
-        dv = tl.load(dout + t[:, None] * DI + col[None, :], mask=inside, other=0).to(tl.float32)
-        sz = tl.sigmoid(z)
-        tl.store(dproj + at, (dv * y * sz * (1 + z * (1 - sz))).to(dtype), mask=inside)
-        dy = dv * z * sz
-        dM = tl.dot(dy.to(dtype), tl.trans(xdt))
-        dxdt = tl.dot(tl.trans(M.to(dtype)), dy.to(dtype))
-        tl.store(dG + square, (dM * L).to(dtype))
-        dlog = dM * M  # of the decay's logarithm
-        da = tl.cumsum(tl.sum(dlog, 1) - tl.sum(dlog, 0), 0, reverse=True)
-        draw = (tl.sum(dxdt * x, 1) + da * tl.load(A + h)) * tl.sigmoid(raw)
-        tl.store(dproj + t * W + 2 * DI + 2 * N + h, draw.to(dtype), mask=t < T)
-        tl.store(dh + h, tl.sum(draw, 0))
-        tl.store(dh + H + h, tl.sum(da * dt, 0))
-        tl.store(dh + 2 * H + h, tl.sum(tl.sum(dy * x, 1), 0))
-        dx = (dxdt * dt[:, None] + skip * dy) * gate * (1 + x_in * (1 - gate))
-        tl.store(dconv + t[:, None] * (DI + 2 * N) + col[None, :], dx.to(dtype), mask=inside)
-
-    @triton.jit
-    def mix_backward_scores(proj, w, b, dG, dconv, T, W: tl.constexpr, DI: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-                            K: tl.constexpr, TP: tl.constexpr):
-        """G's gradient, summed over heads, into those of the convolution's B and C"""
-        i, t, n = tl.program_id(0).to(tl.int64), tl.arange(0, TP), tl.arange(0, N)
-        dtype = proj.dtype.element_ty
-        H: tl.constexpr = DI // P
-        C: tl.constexpr = DI + 2 * N
-        proj += i * T * W
-        dconv += i * T * C
-        dG += i * H * TP * TP
-        total = tl.zeros([TP, TP], tl.float32)
-        for h in range(H):
-            total += tl.load(dG + h * TP * TP + t[:, None] * TP + t[None, :]).to(tl.float32)
-        B_in = conv(proj, w, b, t, DI + n, T, W, DI, DI + 2 * N, K)
-        C_in = conv(proj, w, b, t, DI + N + n, T, W, DI, DI + 2 * N, K)
-        gb, gc = tl.sigmoid(B_in), tl.sigmoid(C_in)
-        dB = tl.dot(tl.trans(total.to(dtype)), (C_in * gc).to(dtype)) * gb * (1 + B_in * (1 - gb))
-        dC = tl.dot(total.to(dtype), (B_in * gb).to(dtype)) * gc * (1 + C_in * (1 - gc))
-        at = t[:, None] * C + DI + n[None, :]
-        tl.store(dconv + at, dB.to(dtype), mask=(t < T)[:, None])
-        tl.store(dconv + at + N, dC.to(dtype), mask=(t < T)[:, None])
-
-    @triton.jit
-    def conv_backward(proj, w, dconv, dproj, dw, n, T, EACH: tl.constexpr, W: tl.constexpr, DI: tl.constexpr, C: tl.constexpr,
-                      K: tl.constexpr, TP: tl.constexpr, COLS: tl.constexpr):
-        """Of EACH examples and COLS channels: the convolution's input into dproj, its weights and its bias into dw"""
-        g, t, col = tl.program_id(0).to(tl.int64), tl.arange(0, TP), tl.program_id(1) * COLS + tl.arange(0, COLS)
-        near = (col < C)[None, :]
-        for k in tl.static_range(K + 1):  # the last round is for the bias and for dproj
-            sums = tl.zeros([COLS], tl.float32)
-            for i in range(g * EACH, tl.minimum(g * EACH + EACH, n)):
-                here = dconv + i * T * C
-                dy = tl.load(here + t[:, None] * C + col[None, :], mask=(t < T)[:, None] & near, other=0).to(tl.float32)
-                if k < K:
-                    s = t + (k - K + 1)
-                    x = tl.load(proj + i * T * W + s[:, None] * W + DI + col[None, :], mask=((s >= 0) & (s < T))[:, None] & near, other=0)
-                    dy *= x.to(tl.float32)
-                else:
-                    dx = tl.zeros([TP, COLS], tl.float32)
-                    for j in tl.static_range(K):
-                        s = t + (K - 1 - j)
-                        later = tl.load(here + s[:, None] * C + col[None, :], mask=(s < T)[:, None] & near, other=0)
-                        dx += tl.load(w + j * C + col, mask=col < C, other=0)[None, :] * later.to(tl.float32)
-                    tl.store(dproj + i * T * W + t[:, None] * W + DI + col[None, :], dx.to(dproj.dtype.element_ty),
-                             mask=(t < T)[:, None] & near)
-                sums += tl.sum(dy, 0)
-            tl.store(dw + (g * (K + 1) + k) * C + col, sums, mask=col < C)
-
-
-class Mix(torch.autograd.Function):
-    """(B, T, W) from in_proj -> (B, T, d_inner): convolution, SiLU, softplus, scan, D and the gate z"""
-
-    @staticmethod
-    def forward(ctx, proj, w, b, dt_bias, A, D, P, N):
-        proj, (B, T, W), H = proj.contiguous(), proj.shape, len(D)
-        ctx.sizes = sizes = dict(W=W, DI=H * P, N=N, K=len(w), TP=max(16, 1 << (T - 1).bit_length()))
-        G, out = proj.new_empty(B, sizes['TP'], sizes['TP']), proj.new_empty(B, T, H * P)
-        mix_scores[(B,)](proj, w, b, G, T, **sizes)
-        mix_forward[(B, H)](proj, w, b, dt_bias, A, D, G, out, T, P=P, **sizes, num_warps=sizes['TP'] // 8)
-        ctx.save_for_backward(proj, w, b, dt_bias, A, D, G)
-        return out
-
-    @staticmethod
-    def backward(ctx, dout):
-        proj, w, b, dt_bias, A, D, G = ctx.saved_tensors
-        (B, T, W), H, (K, C), each, sizes = proj.shape, len(D), w.shape, 8, ctx.sizes
-        dproj, dconv = torch.empty_like(proj), proj.new_empty(B, T, C)
-        dG, dh = G.new_empty(B, H, *G.shape[1:]), w.new_empty(B, 3, H)
-        dw = w.new_empty(-(-B // each), K + 1, C)
-        mix_backward[(B, H)](proj, w, b, dt_bias, A, D, G, dout.contiguous(), dproj, dconv, dG, dh, T, P=sizes['DI'] // H, **sizes, num_warps=sizes['TP'] // 8)
-        mix_backward_scores[(B,)](proj, w, b, dG, dconv, T, P=sizes['DI'] // H, **sizes)
-        conv_backward[(len(dw), -(-C // 64))](proj, w, dconv, dproj, dw, B, T, each, W, sizes['DI'], C, K, sizes['TP'], 64)
-        dproj[..., sizes['DI'] + C + H:] = 0  # the columns that only fill up the width
-        dw, dh = dw.sum(0), dh.sum(0)
-        return dproj, dw[:-1], dw[-1], dh[0], dh[1], dh[2], None, None
-
-
 class Mamba2(nn.Module):
     """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal"""
 
@@ -371,25 +193,16 @@ class Mamba2(nn.Module):
 
     def forward(self, u):
         c, T = self.c, u.shape[1]
-        proj = self.in_proj(self.norm(u))
+        d_conv = c.d_inner + 2 * c.d_state
+        z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
+        padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
+        xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
+        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
+        x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
+        dt = F.softplus(dt[..., :self.n_heads].float() + self.dt_bias)  # (B, T, H)
         A = F.pad(-self.A_log.exp(), (self.forever, 0))
-        if self.fused(proj):
-            y = Mix.apply(proj, self.conv_weight, self.conv_bias, self.dt_bias, A, self.D, c.head_dim, c.d_state)
-        else:
-            d_conv = c.d_inner + 2 * c.d_state
-            z, xBC, dt = proj.tensor_split((c.d_inner, c.d_inner + d_conv), -1)
-            padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
-            xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
-            x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
-            x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
-            dt = F.softplus(dt[..., :self.n_heads].float() + self.dt_bias)  # (B, T, H)
-            y = (ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x).flatten(2) * F.silu(z)
-        return u + self.out_proj(self.gate_norm(y.float()))
-
-    def fused(self, proj):
-        """Whether the kernels can take this: a GPU, half precision, one chunk, and sizes that they can tile"""
-        c, tiles = self.c, (16, 32, 64, 128)
-        return bool(triton) and proj.is_cuda and proj.dtype != torch.float32 and proj.shape[1] <= 64 and c.head_dim in tiles and c.d_state in tiles
+        y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
+        return u + self.out_proj(self.gate_norm(y.flatten(2).float() * F.silu(z)))
 
 
 # --- attention ---
@@ -597,21 +410,31 @@ class MiniJMamba(nn.Module):
 
 def pick_device(device):
     """'auto' is the GPU if there is one. ValueError if the one asked for is not there."""
-    here = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
     if device == 'auto':
-        return 'cuda' if here['cuda'] else 'cpu'
-    if not here.get(device.split(':')[0], False):
-        raise ValueError(f"device {device!r} is not available here; there is {', '.join(k for k in here if here[k])}")
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        if device != 'cpu':  # which has just one
+            torch.Generator(device)
+            torch.empty(1, device=device)
+            if device.startswith('cpu'):
+                raise RuntimeError
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"there is no device {device!r} here; use auto, cpu, cuda or mps") from None
     return device
 
 
 def save_checkpoint(path, model, **rest):
-    """Write weights, model config and whatever else is given, whole or not at all"""
-    with open(path + '.tmp', 'wb') as f:
-        torch.save({'model_args': asdict(model.config), 'model': model.state_dict(), **rest}, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
+    """Write weights, model config and whatever else is given, whole or not at all; OSError if it cannot be written"""
+    try:
+        with open(path + '.tmp', 'wb') as f:
+            torch.save({'model_args': asdict(model.config), 'model': model.state_dict(), **rest}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + '.tmp', path)
+    except BaseException as e:
+        if os.path.exists(path + '.tmp'):
+            os.remove(path + '.tmp')
+        raise OSError(getattr(e, 'errno', None), getattr(e, 'strerror', None) or str(e)) from e  # torch says RuntimeError
 
 
 def load_checkpoint(out_dir, device='cpu', names=('best.pt', 'ckpt.pt')):
@@ -624,6 +447,7 @@ def load_checkpoint(out_dir, device='cpu', names=('best.pt', 'ckpt.pt')):
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         model = MiniJMamba(JMambaConfig(**checkpoint['model_args'])).to(device)
         model.load_state_dict(checkpoint['model'])
-    except Exception as e:  # a broken file fails in many ways: as a zip, a pickle, a config, a shape
-        raise ValueError(f"{path} is not a checkpoint of this model: {str(e).strip().splitlines()[0]}; train it anew") from None
+        checkpoint['config']['tasks'], checkpoint['config']['aloud'], checkpoint['iter_num']
+    except Exception:  # a broken file fails in many ways: as a zip, a pickle, a config, a shape
+        raise ValueError(f"{path} is not a checkpoint of this model, or is damaged; remove it and train again") from None
     return model.eval(), checkpoint

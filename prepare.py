@@ -19,7 +19,7 @@ an answer symbol always sounds in the slot of a question symbol (a dot is a slot
 import json
 import math
 import os
-import sys
+import re
 import warnings
 from typing import NamedTuple
 
@@ -93,7 +93,8 @@ def play(symbols, rhythm, n_samples):
     slot = slot_at(rhythm.start, n_samples, 1 / SAMPLE_RATE).clamp(min=0)
     hertz = LOWEST + SPACING * symbols + rhythm.detune
     amplitude = rhythm.amplitude * (symbols >= 0)
-    t = torch.arange(n_samples, device=symbols.device) / SAMPLE_RATE - rhythm.start.gather(1, slot)
+    first = (rhythm.start * SAMPLE_RATE).ceil()  # sample of each tone; differences of samples, not of seconds, stay exact
+    t = (torch.arange(n_samples, device=symbols.device) - first.gather(1, slot)) / SAMPLE_RATE
     edge = torch.minimum(t, rhythm.length.gather(1, slot) - t)  # seconds to the nearer end of the tone
     fade = torch.sin((edge / FADE).clamp(0, 1) * (math.pi / 2)).square()
     wave = torch.sin(t * (2 * math.pi * hertz).gather(1, slot) + rhythm.phase.gather(1, slot))
@@ -274,16 +275,16 @@ def task_of(text):
 
 # --- the splits: by a fixed hash of the question's symbols, so that no training run can meet a test question
 
-BUCKETS = {'train': (0, 70), 'val': (70, 80), 'test': (80, 100)}  # per cent of all questions
+TRAIN, VAL = 70, 10  # per cent of all questions; the other 20 are for the tests
 
 SPLITS = {
     'mirror': {'train': {}, 'val': {}, 'iid': {},
                'ood_length_15': dict(low=15, high=15), 'ood_length_20': dict(low=20, high=20),
                'ood_length_40': dict(low=40, high=40), 'ood_symbol': dict(unseen=True),
                'ood_compose_20': dict(low=20, high=20, unseen=True)},
-    # brackets up to length 6 are too few to hold out: all are trained on, and the other splits start at 8
+    # brackets up to length 6 are too few to hold out: all are trained on (seen_short), and the other splits start at 8
     'bracket': {'train': {}, 'val': dict(low=8, uniform=True), 'iid': dict(low=8, uniform=True),
-                'short': dict(high=6),
+                'seen_short': dict(high=6),
                 'ood_length_14': dict(low=14, high=14), 'ood_length_20': dict(low=20, high=20),
                 'ood_length_40': dict(low=40, high=40), 'ood_length_100': dict(low=100, high=100),
                 'wrong_order': dict(low=8, kind='shuffled'), 'one_swap': dict(low=8, kind='swapped')},
@@ -311,7 +312,7 @@ def bucket_of(q):
     """Symbols (B, N) -> 0 for train, 1 for val, 2 for test. Questions too few to hold out are all for training:
     brackets of length 6 and less, and numbers without a %, which are the last lines of working."""
     h = hash100(q)
-    bucket = (h >= BUCKETS['train'][1]).long() + (h >= BUCKETS['val'][1]).long()
+    bucket = (h >= TRAIN).long() + (h >= TRAIN + VAL).long()
     brackets = (q == OPEN) | (q == CLOSE)
     few = (brackets.any(1) & (brackets.sum(1) <= 6)) | (((q >= ZERO) & (q < PERCENT)).any(1) & ~(q == PERCENT).any(1))
     return torch.where(few, 0, bucket)
@@ -320,7 +321,7 @@ def bucket_of(q):
 def draw(task, split, n, generator=None, device='cpu', **override):
     """n questions and answers of a split as symbols, (n, N) each, REST where a slot is silent"""
     spec = {**SPLITS[task][split], **override}
-    bucket = {'train': 0, 'short': 0, 'val': 1}.get(split, 2)
+    bucket = {'train': 0, 'seen_short': 0, 'val': 1}.get(split, 2)
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
     pool = (8 if task == 'bracket' else 2) * n + 512 if bucket == 0 or split.startswith('ood_') else 600 * n + 4000
@@ -381,7 +382,7 @@ def write_wav(path, wave):
 
 
 def read_wav(path):
-    """A WAV file (8, 16, 24, 32-bit PCM or float, any channels, any rate) -> (samples,) float32 at 16 kHz, the mean of its
+    """A WAV file (8, 16, 24, 32-bit PCM or float, any channels, any rate from 6.5 kHz) -> (samples,) float32 at 16 kHz, the mean of its
     channels. ValueError says what is wrong with the file."""
     try:
         with warnings.catch_warnings():
@@ -392,17 +393,18 @@ def read_wav(path):
         raise ValueError(f"{path}: there is no such file") from None
     except OSError as e:
         raise ValueError(f"{path}: cannot be read: {e.strerror or e}") from None
-    except Exception as e:  # scipy raises a dozen kinds on a broken header
-        raise ValueError(f"{path}: not a whole WAV file: {e or 'its header is broken'}") from None
+    except Exception:  # scipy raises a dozen kinds on a broken header
+        raise ValueError(f"{path}: not a whole WAV file of PCM or float samples") from None
     if x.size == 0:
         raise ValueError(f"{path}: the WAV file has no samples")
-    if not 1000 <= rate <= 384000:
-        raise ValueError(f"{path}: a sample rate of {rate} Hz is not one of audio")
+    if not 6500 <= rate <= 384000:
+        raise ValueError(f"{path}: a sample rate of {rate} Hz cannot hold these tones; it must be 6,500 to 384,000 Hz")
     full_scale = {'u': 128, 'i': 2.0 ** (8 * x.dtype.itemsize - 1), 'f': 1}[x.dtype.kind]
     x = (x.astype(np.float64) - (128 if x.dtype.kind == 'u' else 0)) / full_scale
+    if not (np.abs(x) < 1e9).all():
+        raise ValueError(f"{path}: the WAV file has samples that are no sound: not numbers, or huge")
     x = x.reshape(len(x), -1).mean(1)
-    if not np.isfinite(x).all():
-        raise ValueError(f"{path}: the WAV file has samples that are not numbers")
+    x /= max(1.0, np.abs(x).max())  # floats that were never scaled to -1..1
     if rate != SAMPLE_RATE:
         g = math.gcd(rate, SAMPLE_RATE)
         x = resample_poly(x, SAMPLE_RATE // g, rate // g)
@@ -427,12 +429,15 @@ if __name__ == '__main__':
     configure(globals())
     if task not in TASKS:
         fail(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
-    if num_samples < 1:
-        fail("num_samples must be at least 1")
+    if num_samples < 1 or not 0 <= seed < 2 ** 63:
+        fail("num_samples must be at least 1 and seed at least 0 (and below 2**63)")
     try:
         names = split_names(task, split)
         folder = os.path.join(out_dir, task, split)
         os.makedirs(folder, exist_ok=True)
+        for name in os.listdir(folder):  # of an earlier, perhaps larger data set
+            if re.fullmatch(r'\d{6}_(question|answer)\.wav', name):
+                os.remove(os.path.join(folder, name))
         rows = []
         for i, name in enumerate(names):
             share = len(range(i, num_samples, len(names)))

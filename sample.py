@@ -5,10 +5,12 @@ $ python sample.py --out_dir=out/mirror --start=ABCA     # a question in symbols
 $ python sample.py --out_dir=out/mirror --wav=my.wav     # or a recording of one
 $ python sample.py --out_dir=out/mirror --num_samples=8  # or so many questions of a test split
 
-Writes 000_question.wav, 000_answer.wav, 000.png, ... and index.html, a page to listen to them, to out_dir/samples.
+Writes 000_question.wav, 000_answer.wav, 000.png, ... and index.html, a page to listen to them, to out_dir/samples. A model
+that was taught to work aloud hears its own answers until they no longer change: 000_pass_1.wav, 000_pass_2.wav, ...
 """
 import html
 import os
+import re
 
 from configurator import configure, fail
 from figures import spectrogram
@@ -22,13 +24,14 @@ wav = ''                # or a WAV file that holds it
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split
 sample_dir = ''         # where to write; '' is out_dir/samples
+think = 16              # passes at most when mod is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
 device = 'auto'         # auto, cpu, cuda, mps
 configure(globals())
 if start and wav:
     fail("give --start or --wav, not both")
-if num_samples < 1:
-    fail("num_samples must be at least 1")
+if num_samples < 1 or think < 1 or not 0 <= seed < 2 ** 63:
+    fail("num_samples and think must be at least 1 and seed at least 0 (and below 2**63)")
 
 # --- questions: (waveform, text, right answer) ---
 try:
@@ -64,23 +67,32 @@ sample_dir = sample_dir or os.path.join(out_dir, 'samples')
 rows = []
 try:
     os.makedirs(sample_dir, exist_ok=True)
+    for name in os.listdir(sample_dir):  # of an earlier, perhaps larger set
+        if re.fullmatch(r'\d{3}((_question|_answer|_pass_\d+)\.wav|\.png)', name):
+            os.remove(os.path.join(sample_dir, name))
     for i, (wave, asked, wanted) in enumerate(questions):
-        answer = model.generate(wave[None].to(device))[0].cpu()
-        heard = transcribe(answer[None])[0]
-        stem = os.path.join(sample_dir, f'{i:03d}')
-        write_wav(stem + '_question.wav', wave)
-        write_wav(stem + '_answer.wav', answer)
-        spectrogram([(f'question: {asked}', wave), (f'answer: {heard}', answer)], stem + '.png')
-        rows.append((f'{i:03d}', asked, wanted, heard))
-        print(f"asked {asked}, wanted {wanted}, heard {heard or 'nothing'}")
+        aloud = task_for(asked) == 'mod' and checkpoint['config']['aloud']
+        answers, passes = model.generate(wave[None].to(device), think=think if aloud else 1, conversation=True)
+        answers = [a[0].cpu() for a in answers[:max(1, int(passes) if aloud else 1)]]  # the last pass only repeats
+        heard = [transcribe(a[None])[0] for a in answers]
+        stem = f'{i:03d}'
+        write = lambda name, sound: (write_wav(os.path.join(sample_dir, name), sound), name)[1]
+        sounds = [('question', write(f'{stem}_question.wav', wave))]
+        sounds += [(f'pass {k}', write(f'{stem}_pass_{k}.wav', a)) for k, a in enumerate(answers, 1)] if len(answers) > 1 else []
+        sounds += [('answer', write(f'{stem}_answer.wav', answers[-1]))]
+        pictured = [(f'pass {k}: {h}', a) for k, (h, a) in enumerate(zip(heard, answers), 1)] if len(answers) > 1 else \
+            [(f'answer: {heard[0]}', answers[0])]
+        spectrogram([(f'question: {asked}', wave), *pictured], os.path.join(sample_dir, stem + '.png'))
+        rows.append((stem, asked, wanted, heard[-1], ' -> '.join([asked, *heard]) if len(answers) > 1 else '', sounds))
+        print(f"asked {asked}, wanted {wanted}, heard {heard[-1] or 'nothing'}" + (f": {rows[-1][4]}" if rows[-1][4] else ''))
     # --- the page: no script, opens from disk ---
     figures = ''.join(f'''
 <figure class="{'right' if heard == wanted else 'wrong'}">
-  <figcaption>asked <b>{html.escape(asked)}</b>, wanted <b>{html.escape(wanted)}</b>, heard <b>{html.escape(heard) or 'nothing'}</b></figcaption>
-  <p><label>question <audio controls src="{stem}_question.wav"></audio></label>
-  <label>answer <audio controls src="{stem}_answer.wav"></audio></label></p>
+  <figcaption>asked <b>{html.escape(asked)}</b>, wanted <b>{html.escape(wanted)}</b>, heard <b>{html.escape(heard) or 'nothing'}</b>
+  {f'<br>{html.escape(lines)}' if lines else ''}</figcaption>
+  <p>{' '.join(f'<label>{label} <audio controls src="{name}"></audio></label>' for label, name in sounds)}</p>
   <img src="{stem}.png" alt="spectrograms of the question and the answer">
-</figure>''' for stem, asked, wanted, heard in rows)
+</figure>''' for stem, asked, wanted, heard, lines, sounds in rows)
     with open(os.path.join(sample_dir, 'index.html'), 'w', encoding='utf-8') as f:
         f.write(f'''<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -94,7 +106,7 @@ try:
   img {{ max-width: 100% }}
 </style>
 <h1>Questions and answers in tones</h1>
-<p>{sum(w == h for _, _, w, h in rows)} of {len(rows)} right. Played by the model in {html.escape(out_dir)}.</p>{figures}
+<p>{sum(r[2] == r[3] for r in rows)} of {len(rows)} right. Played by the model in {html.escape(out_dir)}.</p>{figures}
 </html>
 ''')
 except OSError as e:

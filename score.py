@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint, pick_device
-from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, TASKS, decode, read_wav, split_batches
+from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, decode, read_wav, split_batches
 
 # --- the scorer ---
 
@@ -112,21 +112,34 @@ def edit_distance(a, b):
     return row[-1]
 
 
+PASSES = (1, 2, 4, 8, 16)  # how often the model may hear its own answer, in the table of accuracy against thought
+
+
 def evaluate(model, task, split, n, seed=1337, device='cpu', think=1):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
-    symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard)"""
-    exact, right, total, distance, mistakes = 0, 0, 0, 0, []
+    symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard). With think > 1 also exact match
+    after so many passes, the mean number of passes that changed something, and the share that stopped by itself."""
+    exact, right, total, distance, mistakes, asked = 0, 0, 0, 0, [], set()
+    ladder, used, stopped = {k: 0 for k in PASSES if k <= think}, 0, 0
     for b in split_batches(task, split, n, seed, device):
-        for q, a, heard in zip(b.asked, b.wanted, transcribe(model.generate(b.question, b.lengths, think))):
-            wanted = decode(a)
+        answers, passes = model.generate(b.question, b.lengths, think, conversation=True)
+        used, stopped = used + int(passes.sum()), stopped + int((passes < think).sum())
+        wants = [decode(a) for a in b.wanted]
+        for k in ladder:
+            ladder[k] += sum(h == w for h, w in zip(transcribe(answers[min(k, len(answers)) - 1]), wants)) if think > 1 else 0
+        questions = [decode(q) for q in b.asked]
+        asked.update(questions)
+        for q, wanted, heard in zip(questions, wants, transcribe(answers[-1])):
             total += len(wanted)
             right += sum(x == y for x, y in zip(wanted, heard))
             if heard == wanted:
                 exact += 1
             else:
                 distance += edit_distance(heard, wanted)
-                mistakes.append((decode(q), wanted, heard))
+                mistakes.append((q, wanted, heard))
+    thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': used / n, 'stopped': stopped / n} if think > 1 else {}
     return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
+            'distinct': len(asked), **thought,
             'mistakes': mistakes}
 
 
@@ -136,6 +149,7 @@ if __name__ == '__main__':
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
+    think = 16              # passes at most when mod is worked out aloud
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
@@ -160,32 +174,41 @@ if __name__ == '__main__':
     if wavs:
         sys.exit(0)
 
+    if num_samples < 1 or think < 1 or not 0 <= seed < 2 ** 63:
+        fail("num_samples and think must be at least 1 and seed at least 0 (and below 2**63)")
     try:
         device = pick_device(device)
         model, checkpoint = load_checkpoint(out_dir, device)
+        trained_on = checkpoint['config']
     except ValueError as e:
         fail(e)
+    splits = [(task, name) for task in trained_on['tasks'].split(',') for name in SPLITS[task] if name == split
+              or name.startswith(split + '_') or (split == 'all' and name not in ('train', 'val'))]
+    if not splits:
+        fail(f"no split {split!r}; {trained_on['tasks']} has {', '.join(s for t in trained_on['tasks'].split(',') for s in SPLITS[t])}")
     scores, t0 = {}, time.time()
-    print(f"{'task':8} {'split':16} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
-    for task in checkpoint['config']['tasks'].split(','):
-        for name in [s for s in SPLITS[task] if s not in ('train', 'val') and (split == 'all' or s.startswith(split))]:
-            r = evaluate(model, task, name, num_samples, seed, device)
-            wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
-                              r['mistakes'][:None if verbose else 1])
-            print(f"{task:8} {name:16} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",
-                  flush=True)
-            scores.setdefault(task, {})[name] = {k: v for k, v in r.items() if k != 'mistakes'}
-    if not scores:
-        fail(f"no split begins with {split!r}; there are {', '.join(s for t in scores or TASKS for s in SPLITS[t])}")
+    print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
+    for task, name in splits:
+        r = evaluate(model, task, name, num_samples, seed, device, think if task == 'mod' and trained_on['aloud'] else 1)
+        wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
+                          r['mistakes'][:None if verbose else 1])
+        print(f"{task:8} {name:14} {r['n']:9} {r['distinct']:8} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",
+              flush=True)
+        if 'passes' in r:
+            print(f"{'':25} after {', '.join(f'{k}: {v:.3f}' for k, v in r['by_passes'].items())} passes; "
+                  f"{r['passes']:.1f} used on average, {r['stopped']:.1%} stopped by themselves")
+        scores.setdefault(task, {})[name] = {k: v for k, v in r.items() if k != 'mistakes'}
     print()
     for task, rows in scores.items():
         for name, r in rows.items():
             print(f"{task}_{name}_em: {r['exact_match']:.4f}")
     print(f"seconds: {time.time() - t0:.1f}")
+    if split != 'all':  # scores.json is of the whole test
+        sys.exit(0)
     path = os.path.join(out_dir, 'scores.json')
     try:
         with open(path + '.tmp', 'w') as f:
-            json.dump({'scores': scores, 'seed': seed, 'iterations': checkpoint['iter_num']}, f, indent=1)
+            json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num']}, f, indent=1)
         os.replace(path + '.tmp', path)
     except OSError as e:
         fail(f"cannot write {path}: {e.strerror}")

@@ -1,7 +1,7 @@
 """
 Every test.
 
-$ python -m pytest test_smoke.py      # about a minute on two CPU cores
+$ python -m pytest test_smoke.py      # a minute and a half on two CPU cores
 """
 import json
 import os
@@ -285,6 +285,21 @@ def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
         assert transcribe(read_wav(path)[None]) == [wanted[i]]
 
 
+def test_thinking_stops_when_what_is_played_is_what_was_heard():
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    lines = torch.tensor([[*encode('98%7'), -1], [*encode('12%'), -1, -1]]), torch.tensor([[-1, *encode('28%7')], [*encode('12%'), -1, -1]])
+    waves = [play(x, make_rhythm(2, 5, gen()), 12800) for x in lines]
+    heard = []
+
+    def answer(question, lengths):  # the first line leads to the second, which leads to itself
+        heard.append(transcribe(question))
+        return model.hear(waves[1]).unflatten(2, (5, -1)).flatten(1, 2), None, None
+    model.forward = answer
+    answers, passes = model.generate(waves[0], torch.tensor([12800, 12800]), think=16, conversation=True)
+    assert passes.tolist() == [1, 0] and len(answers) == 2
+    assert heard == [['98%7', '12%'], ['28%7', '12%']] and transcribe(answers[-1]) == ['28%7', '12%']
+
+
 # --- the command line ---
 
 TRAIN = ['--max_iters=6', '--eval_interval=3', '--log_interval=2', '--eval_samples=4', '--batch_size=4', '--d_model=32',
@@ -341,6 +356,15 @@ def test_training_resumes_where_it_stopped(trained, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_run_does_not_pass_off_an_earlier_one(trained, tmp_path):
+    assert 'd_model=32' in run('train.py', *TRAIN, f'--out_dir={trained[0]}', '--init_from=resume', '--d_model=64', code=2)
+    assert 'tasks=mirror' in run('train.py', *TRAIN, f'--out_dir={trained[0]}', '--init_from=resume', '--tasks=mod', code=2)
+    (tmp_path / 'best.pt').write_bytes(b'of an earlier run')
+    # a run that blows up says so, with exit code 1, and saves nothing of it
+    text = run('train.py', *TRAIN, f'--out_dir={tmp_path}', '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0', code=1)
+    assert 'learning_rate' in text and not list(tmp_path.glob('*.pt'))
+
+
 # --- mistakes that a user can make ---
 
 def test_bad_files_get_a_sentence(tmp_path, trained):
@@ -355,6 +379,11 @@ def test_bad_files_get_a_sentence(tmp_path, trained):
         with pytest.raises(ValueError, match=name):
             read_wav(str(tmp_path / name))
     run('score.py', tmp_path / 'cut.wav', code=2)
+    wavfile.write(tmp_path / 'loud.wav', 44100, 32768 * resample_poly(play_text('ABC').numpy(), 441, 160))
+    assert transcribe(read_wav(str(tmp_path / 'loud.wav'))[None]) == ['ABC']  # floats that were never scaled
+    wavfile.write(tmp_path / 'slow.wav', 4000, np.zeros(4000, np.int16))
+    with pytest.raises(ValueError, match='sample rate'):
+        read_wav(str(tmp_path / 'slow.wav'))
     text = run('sample.py', f'--out_dir={trained[0]}', f"--wav={tmp_path / 'missing.wav'}", f"--sample_dir={tmp_path / 'new'}", code=2)
     assert 'no such file' in text and not (tmp_path / 'new').exists()
     write_wav(str(tmp_path / 'silence.wav'), torch.zeros(16000))
@@ -374,6 +403,11 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
     (tmp_path / 'best.pt').write_bytes(b'junk')
     with pytest.raises(ValueError, match='not a checkpoint'):
         load_checkpoint(str(tmp_path))
+    (tmp_path / 'best.pt').write_bytes(b'')
+    with pytest.raises(ValueError, match='not a checkpoint'):
+        load_checkpoint(str(tmp_path))
+    assert 'num_samples' in run('score.py', f'--out_dir={out}', '--num_samples=0', code=2)
+    assert 'ood_length_15' in run('score.py', f'--out_dir={out}', '--split=ood_lenght', code=2)
     (tmp_path / 'file').write_text('')
     for script in ('train.py', 'prepare.py', 'sample.py'):
         flag = 'sample_dir' if script == 'sample.py' else 'out_dir'
@@ -390,7 +424,7 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
 
 def test_saving_is_all_or_nothing(tmp_path):
     model = MiniJMamba(JMambaConfig(**TINY))
-    save_checkpoint(str(tmp_path / 'best.pt'), model, config={})
+    save_checkpoint(str(tmp_path / 'best.pt'), model, config={'tasks': 'mirror', 'aloud': True}, iter_num=0)
     before = (tmp_path / 'best.pt').read_bytes()
     with pytest.raises(Exception):
         save_checkpoint(str(tmp_path / 'best.pt'), model, config=lambda: 0)  # cannot be pickled
@@ -415,7 +449,7 @@ def test_configurator_takes(settings, tmp_path):
 @pytest.mark.parametrize('flag, says', [('--batchsize=3', "did you mean 'batch_size'"), ('--batch_size=3.5', 'an integer'), ('--batch_size', '--batch_size=value'),
                                         ('--compile=1', 'true or false'), ('--learning_rate=fast', 'a number'), ('--json=3', 'no setting'),
                                         ('nowhere.py', 'cannot read'), ('compile = 1', 'true or false'), ('batch_sise = 1', "did you mean 'batch_size'"),
-                                        ('out_dir = 3', 'text'), ('x = ', 'SyntaxError'), ('batch_size = True', 'an integer')])
+                                        ('out_dir = 3', 'text'), ('x = ', 'SyntaxError'), ('import math\nlearning_rate = math.tau * 1j', 'a number'), ('batch_size = True', 'an integer')])
 def test_configurator_refuses(settings, tmp_path, capsys, flag, says):
     if ' = ' in flag:
         (tmp_path / 'c.py').write_text(flag + '\n')

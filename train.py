@@ -1,7 +1,7 @@
 """
 Train Mini-JMamba to answer in tones what it is asked in tones.
 
-$ python train.py config/mirror.py                       # a minute on two CPU cores, then its test results and WAVs
+$ python train.py config/mirror.py                       # half a minute on two CPU cores, then its test results and WAVs
 $ python train.py config/mirror.py --batch_size=32       # any setting below can be given
 $ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
 
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from prepare import REST, SAMPLE_RATE, SYMBOLS, TASKS, depths, make_batch, slot_
 from score import evaluate
 
 # --- settings: config files and --key=value override them ---
-out_dir = 'out/mirror'
+out_dir = ''             # where results go; '' is out/ and the tasks
 eval_interval = 50       # iterations
 log_interval = 10
 eval_samples = 100       # validation questions at each evaluation
@@ -38,14 +39,14 @@ init_from = 'scratch'    # or resume
 tasks = 'mirror'         # of mirror, bracket, mod; with a comma between them they take turns
 aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
 think = 16               # mod aloud: passes at most when it is asked
-batch_size = 16
-gradient_accumulation_steps = 1
+batch_size = 16          # examples made for each forward and backward
+gradient_accumulation_steps = 1  # of those for each update
 # model: see JMambaConfig
-d_model = 128
-d_state = 64
-head_dim = 32
-n_head = 4
-counting = 0.5
+d_model = 128            # width of a token
+d_state = 64             # of a Mamba-2 head: it remembers d_state * head_dim numbers
+head_dim = 32            # width of a Mamba-2 head
+n_head = 4               # attention heads
+counting = 0.5           # share of the Mamba-2 heads that never forget
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
@@ -53,20 +54,20 @@ w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
 w_depth = 0.1            # bracket: cross-entropy of the depth so far, from the encoder
 # optimizer
-learning_rate = 2e-3
-max_iters = 300
-warmup_iters = 20
+learning_rate = 2e-3     # the highest, after the warm-up
+max_iters = 300          # updates
+warmup_iters = 20        # linear up to learning_rate
 lr_decay_iters = 300     # cosine down to min_lr by then
-min_lr = 2e-4
-weight_decay = 0.1
-beta1 = 0.9
+min_lr = 2e-4            # the lowest, at the end
+weight_decay = 0.1       # of matrices only
+beta1 = 0.9              # AdamW's
 beta2 = 0.99
 grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16, float16
 compile = False          # torch.compile, and on a GPU one CUDA graph an iteration
-seed = 1337
+seed = 1337              # of weights and examples
 config = configure(globals())
 
 # --- set-up ---
@@ -80,8 +81,15 @@ for t in tasks_list:
         fail(f"there is no task {t!r}; the tasks are {', '.join(TASKS)}")
 if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
-if min(batch_size, gradient_accumulation_steps, eval_interval, log_interval, eval_samples) < 1:
-    fail("batch_size, gradient_accumulation_steps, eval_interval, log_interval and eval_samples must be at least 1")
+for k, low in dict(batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
+                   warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
+                   seed=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0).items():
+    high = {'beta1': 0.9999, 'beta2': 0.999999, 'seed': 2 ** 63 - 1}.get(k, math.inf)
+    if not low <= config[k] <= high:
+        fail(f"{k} must be at least {low}" + (f" and at most {high}" if high < math.inf else '') + f", not {config[k]}")
+if not w_frames + w_wave + w_stft + w_symbols:
+    fail("with every loss turned off there is nothing to learn")
+out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
 on_gpu = device.startswith('cuda')
 if dtype == 'auto':
     dtype = 'float32' if not on_gpu else 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
@@ -101,9 +109,17 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, ['ckpt.pt'])
         model.train()
+        if 'optimizer' not in checkpoint:
+            fail(f"{out_dir}/ckpt.pt holds weights only, nothing to resume")
+        for k in ('tasks', 'aloud', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'seed'):
+            if config[k] != checkpoint['config'][k]:
+                fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
     else:
         model = MiniJMamba(JMambaConfig(d_model=d_model, d_state=d_state, head_dim=head_dim, n_head=n_head,
                                         counting=counting)).to(device)
+        for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
+            if os.path.exists(os.path.join(out_dir, name)):
+                os.remove(os.path.join(out_dir, name))
     log_file = open(os.path.join(out_dir, 'log.jsonl'), 'a' if init_from == 'resume' else 'w')
 except ValueError as e:
     fail(e)
@@ -118,6 +134,8 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
 iter_num, best, seconds = 0, -1.0, 0.0
 if init_from == 'resume':
     optimizer.load_state_dict(checkpoint['optimizer'])
+    for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0)):  # these may change
+        group.update(weight_decay=decay, betas=(beta1, beta2))
     scaler.load_state_dict(checkpoint['scaler'])
     generator.set_state(checkpoint['generator'].cpu())
     turns.setstate((3, tuple(checkpoint['turns']), None))
@@ -126,9 +144,13 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, t
 
 
 def save(name):
-    save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-                    generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                    seconds=seconds, config=config, symbols=SYMBOLS)
+    try:
+        save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+                        generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
+                        seconds=seconds, config=config, symbols=SYMBOLS)
+    except OSError as e:
+        bar.close()
+        fail(f"cannot write {os.path.join(out_dir, name)} ({e.strerror}); what was saved before is whole", 1)
 
 
 def multi_resolution_stft(x, y):
@@ -224,8 +246,16 @@ if compile:
     score_frames = torch.compile(score_frames, dynamic=False)
 graphs = {}
 stop = []  # the signals that have asked for an end
+
+
+def on_signal(number, frame):
+    stop.append(number)
+    signal.signal(number, signal.SIG_DFL)  # the second time is not asked twice
+    print("\nstopping after this iteration; once more to stop at once", flush=True)
+
+
 for sig in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(sig, lambda number, frame: stop.append(number))
+    signal.signal(sig, on_signal)
 
 # --- the loop ---
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None)
@@ -254,19 +284,21 @@ while iter_num < max_iters and not stop:
     bar.update(done)
 
     # log
-    if iter_num % log_interval < done:
+    log_now, evaluate_now = iter_num % log_interval < done, iter_num % eval_interval < done or iter_num >= max_iters
+    if log_now or evaluate_now:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
+        if not math.isfinite(values['loss'] + values['norm']):  # before anything is saved
+            bar.close()
+            fail("the loss is no longer a number; try a lower learning_rate or dtype=float32", 1)
+    if log_now:
         now = seconds + time.time() - clock
         log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}) + '\n')
         log_file.flush()
         bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items())
                   + f" | lr {lr:.1e} | {now:.1f} s")
-        if not math.isfinite(values['loss']):
-            bar.close()
-            fail("the loss is no longer a number; try a lower learning_rate or dtype=float32", 1)
 
     # evaluate: exact match, heard by the scorer from the answers' waveforms
-    if iter_num % eval_interval < done or iter_num >= max_iters:
+    if evaluate_now:
         model.eval()
         with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
             exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match']
@@ -288,13 +320,17 @@ log_file.close()
 if stop:
     seconds += time.time() - clock
     save('ckpt.pt')
-    print(f"stopped at iteration {iter_num}; go on with: python {' '.join(sys.argv)} --init_from=resume")
+    again = [a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume']
+    print(f"stopped at iteration {iter_num}; go on with: python {shlex.join(again)}")
     sys.exit(128 + stop[0])
 print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---
-if test_samples:
-    here = os.path.dirname(os.path.abspath(__file__))
-    for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']):
-        print(f"\n$ python {script} --out_dir={out_dir} {' '.join(flags)}", flush=True)
-        subprocess.run([sys.executable, os.path.join(here, script), f'--out_dir={out_dir}', f'--device={device}', *flags], check=True)
+for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, signal.SIG_DFL)
+here = os.path.dirname(os.path.abspath(__file__))
+for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']) if test_samples else ():
+    print(f"\n$ python {script} --out_dir={out_dir} {' '.join(flags)}", flush=True)
+    code = subprocess.run([sys.executable, os.path.join(here, script), f'--out_dir={out_dir}', f'--device={device}', *flags]).returncode
+    if code:
+        sys.exit(code)
