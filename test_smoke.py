@@ -1,7 +1,7 @@
 """
 Every test.
 
-$ python -m pytest test_smoke.py      # a minute and a half on two CPU cores
+$ python -m pytest test_smoke.py      # two minutes on two CPU cores
 """
 import json
 import os

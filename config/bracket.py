@@ -1,4 +1,4 @@
-# Is it balanced? One-shot: V or X. Two minutes on an H100-class GPU, a third of it compiling.
+# Is it balanced? One-shot: V or X. Two minutes on an H100-class GPU, half of it compiling.
 out_dir = 'out/bracket'
 tasks = 'bracket'
 batch_size = 512

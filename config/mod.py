@@ -1,4 +1,4 @@
-# Remainders, worked out aloud: one line of working a pass.
+# Remainders, worked out aloud: one line of working a pass. Six minutes on an H100-class GPU.
 out_dir = 'out/mod'
 tasks = 'mod'
 aloud = True
