@@ -10,15 +10,31 @@ else ends the script with one line and exit code 2. --help prints the settings w
 """
 import difflib
 import os
+import platform
 import re
+import shlex
+import subprocess
 import sys
 import types
+from importlib.metadata import version
 
 
 def fail(message, code=2):
     """End the script with one line on stderr, the way every error that a user can cause ends"""
     print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def provenance():
+    """What made a result: the command, the commit of this code, the versions -> dict of text"""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        git = subprocess.run(['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+        commit = git.stdout.strip() or 'unknown'
+    except OSError:  # there is no git
+        commit = 'unknown'
+    return {'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), 'commit': commit,
+            'python': platform.python_version(), **{name: version(name) for name in ('torch', 'numpy', 'scipy')}}
 
 
 def convert(key, value, default, where):

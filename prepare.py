@@ -21,6 +21,7 @@ import math
 import os
 import re
 import warnings
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -406,8 +407,8 @@ def read_wav(path):
     x = x.reshape(len(x), -1).mean(1)
     x /= max(1.0, np.abs(x).max())  # floats that were never scaled to -1..1
     if rate != SAMPLE_RATE:
-        g = math.gcd(rate, SAMPLE_RATE)
-        x = resample_poly(x, SAMPLE_RATE // g, rate // g)
+        ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)  # odd rates: a millionth off pitch, not a huge filter
+        x = resample_poly(x, ratio.numerator, ratio.denominator)
     return torch.from_numpy(x.astype(np.float32))
 
 

@@ -11,6 +11,7 @@ that was taught to work aloud hears its own answers until they no longer change:
 import html
 import os
 import re
+import sys
 
 from configurator import configure, fail
 from figures import spectrogram
@@ -28,6 +29,8 @@ think = 16              # passes at most when mod is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
 device = 'auto'         # auto, cpu, cuda, mps
 configure(globals())
+if '--start=' in sys.argv:
+    fail("a question needs at least one symbol, such as --start=ABCA")
 if start and wav:
     fail("give --start or --wav, not both")
 if num_samples < 1 or think < 1 or not 0 <= seed < 2 ** 63:

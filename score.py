@@ -144,7 +144,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1):
 
 
 if __name__ == '__main__':
-    from configurator import configure, fail
+    from configurator import configure, fail, provenance
     out_dir = 'out/mirror'  # folder of the checkpoint
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
@@ -208,7 +208,8 @@ if __name__ == '__main__':
     path = os.path.join(out_dir, 'scores.json')
     try:
         with open(path + '.tmp', 'w') as f:
-            json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num']}, f, indent=1)
+            json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'],
+                       'checkpoint': checkpoint.get('provenance'), **provenance()}, f, indent=1)
         os.replace(path + '.tmp', path)
     except OSError as e:
         fail(f"cannot write {path}: {e.strerror}")

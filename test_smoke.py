@@ -1,13 +1,20 @@
 """
 Every test.
 
-$ python -m pytest test_smoke.py      # two minutes on two CPU cores
+$ python -m pytest test_smoke.py      # two and a half minutes on two CPU cores
 """
 import json
+import math
+import multiprocessing
 import os
+import random
 import re
+import resource
+import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -365,7 +372,152 @@ def test_a_run_does_not_pass_off_an_earlier_one(trained, tmp_path):
     assert 'learning_rate' in text and not list(tmp_path.glob('*.pt'))
 
 
+def train_in_process(monkeypatch, spoil, *flags):
+    """train.py in this process, its n-th training batch changed by spoil(n, batch) -> exit code"""
+    made, original = [], prepare.make_batch
+
+    def make(task, split, *args, **more):
+        batch = original(task, split, *args, **more)
+        return spoil(made.append(0) or len(made), batch) if split == 'train' else batch
+    monkeypatch.setattr(prepare, 'make_batch', make)
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--test_samples=0', *flags])
+    try:
+        runpy.run_path(os.path.join(HERE, 'train.py'))
+    except SystemExit as e:
+        return e.code
+    return 0
+
+
+def test_bad_numbers_never_reach_the_weights(tmp_path, monkeypatch, capsys):
+    bad = lambda b: b._replace(question=b.question * math.nan)
+    rows = lambda d: [json.loads(line) for line in (d / 'log.jsonl').read_text().splitlines()]
+    # two bad batches: skipped, counted, and training goes on
+    code = train_in_process(monkeypatch, lambda n, b: bad(b) if n in (2, 4) else b, f'--out_dir={tmp_path / "a"}', '--log_interval=1')
+    assert code == 0 and [r['skipped'] for r in rows(tmp_path / 'a') if 'skipped' in r] == [0, 1, 1, 2, 2, 2]
+    # five in a row: back to the last checkpoint with a lower learning rate, and on
+    code = train_in_process(monkeypatch, lambda n, b: bad(b) if 4 <= n <= 8 else b, f'--out_dir={tmp_path / "b"}', '--log_interval=1', '--max_iters=12')
+    lr = {r['iter']: r['lr'] for r in rows(tmp_path / 'b') if 'lr' in r}
+    assert code == 0 and 'back to the weights of iter 3' in capsys.readouterr().out and lr[9] < lr[7] / 3
+    # nothing but bad ones: an end that says what to try, and the weights saved last are numbers
+    code = train_in_process(monkeypatch, lambda n, b: bad(b) if n > 3 else b, f'--out_dir={tmp_path / "c"}', '--log_interval=1', '--max_iters=99')
+    assert code == 1 and 'learning_rate' in capsys.readouterr().err
+    for d in 'abc':
+        weights = torch.load(tmp_path / d / 'ckpt.pt', weights_only=True)['model'].values()
+        assert all(w.isfinite().all() for w in weights)
+
+
+def test_losses_of_degenerate_sounds_are_finite(tmp_path, monkeypatch):
+    square = torch.sign(torch.sin(torch.arange(32000) / 3.0))
+    sounds = [torch.zeros(32000), torch.ones(32000), square, -torch.ones(32000)]
+    spoil = lambda n, b: b._replace(question=sounds[n % 4].expand(4, -1), answer=sounds[n // 4 % 4].expand(4, -1))
+    code = train_in_process(monkeypatch, spoil, f'--out_dir={tmp_path}', '--w_wave=1', '--w_stft=1', '--max_iters=16', '--log_interval=1')
+    rows = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert code == 0 and rows[-2]['skipped'] == 0 and all(math.isfinite(r['norm']) for r in rows if 'norm' in r)
+
+
+def train_here(*flags):
+    """train.py in a process that has torch loaded already"""
+    sys.argv = ['train.py', *flags]
+    sys.stdout = sys.stderr = open(os.devnull, 'w')
+    runpy.run_path(os.path.join(HERE, 'train.py'))
+
+
+def test_twenty_kills_change_nothing(tmp_path):
+    processes = multiprocessing.get_context('forkserver')
+    processes.set_forkserver_preload(['torch', 'scipy.io.wavfile', 'scipy.signal', 'tqdm', 'test_smoke'])
+    flags = [*TRAIN, '--test_samples=0', '--eval_interval=2', '--eval_samples=1', '--log_interval=1', '--max_iters=60']
+    rng, log, checkpoint = random.Random(0), tmp_path / 'killed' / 'log.jsonl', tmp_path / 'killed' / 'ckpt.pt'
+
+    def start(folder):
+        resume = ['--init_from=resume'] if (tmp_path / folder / 'ckpt.pt').exists() else []
+        p = processes.Process(target=train_here, args=(*flags, f'--out_dir={tmp_path / folder}', *resume))
+        p.start()
+        return p
+    for _ in range(20):
+        before = log.stat().st_size if checkpoint.exists() else 0
+        p = start('killed')
+        while p.is_alive() and (not log.exists() or log.stat().st_size <= before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.15))  # it trains: at some moment of the next iterations
+        p.kill()
+        p.join()
+        assert p.exitcode == -signal.SIGKILL
+    for folder in ('killed', 'whole'):
+        p = start(folder)
+        p.join()
+        assert p.exitcode == 0
+    for name in ('ckpt.pt', 'best.pt'):
+        a, b = (torch.load(tmp_path / d / name, weights_only=True) for d in ('whole', 'killed'))
+        assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model']) and a['iter_num'] == b['iter_num']
+    assert {'command', 'commit', 'torch'} <= set(a['provenance'])
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    p = subprocess.Popen([sys.executable, os.path.join(HERE, 'train.py'), *TRAIN, '--max_iters=100000', '--eval_interval=100000', f'--out_dir={tmp_path}'],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not p.stdout.readline().startswith('iter '):
+        pass
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and '--init_from=resume' in out and 'Traceback' not in err
+    assert torch.load(tmp_path / 'ckpt.pt', weights_only=True)['iter_num'] >= 2
+
+
 # --- mistakes that a user can make ---
+
+def test_two_thousand_broken_wavs(tmp_path):
+    write_wav(str(tmp_path / 'good.wav'), play_text('AB'))
+    good, rng, path, read = (tmp_path / 'good.wav').read_bytes(), random.Random(1), str(tmp_path / 'bad.wav'), 0
+    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    for i in range(2000):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            kind, at = rng.randrange(5), rng.randrange(44)
+            if kind == 0:
+                data[at % len(data)] = rng.randrange(256)
+            elif kind == 1:  # sizes, rates, channel counts
+                data[at // 4 * 4:at // 4 * 4 + 4] = rng.choice([0, 1, 2 ** 31 - 1, 2 ** 32 - 1, rng.randrange(2 ** 32)]).to_bytes(4, 'little')
+            elif kind == 2:
+                data[22:24] = rng.choice([0, 3, 255, 65535]).to_bytes(2, 'little')
+            elif kind == 3:
+                del data[rng.randrange(len(data)):]
+            else:
+                data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(9)))
+            data = data or bytearray(b'R')
+        with open(path, 'wb') as f:
+            f.write(data)
+        t0 = time.time()
+        try:
+            transcribe(read_wav(path)[None])
+            read += 1
+        except ValueError as e:
+            assert path in str(e) and '\n' not in str(e)
+        slowest = max(slowest, time.time() - t0)
+    assert 0 < read < 2000 and slowest < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_broken_checkpoints_and_smuggled_code(tmp_path):
+    save_checkpoint(str(tmp_path / 'best.pt'), MiniJMamba(JMambaConfig(**TINY)), config={'tasks': 'mirror', 'aloud': True}, iter_num=0)
+    good, rng = (tmp_path / 'best.pt').read_bytes(), random.Random(2)
+    for _ in range(100):
+        data = bytearray(good)
+        for _ in range(20):
+            data[rng.choice([rng.randrange(len(data)), rng.randrange(2000), len(data) - 1 - rng.randrange(4000)])] = rng.randrange(256)
+        (tmp_path / 'best.pt').write_bytes(data if rng.random() < 0.7 else data[:rng.randrange(len(data))])
+        try:
+            load_checkpoint(str(tmp_path))
+        except ValueError as e:
+            assert 'best.pt' in str(e)
+
+    class Smuggled:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'),)
+    torch.save({'model': Smuggled()}, tmp_path / 'best.pt')
+    with pytest.raises(ValueError, match='not a checkpoint'):
+        load_checkpoint(str(tmp_path))
+    assert not (tmp_path / 'ran').exists()
 
 def test_bad_files_get_a_sentence(tmp_path, trained):
     good = tmp_path / 'good.wav'
@@ -394,6 +546,7 @@ def test_bad_files_get_a_sentence(tmp_path, trained):
 def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
     out = trained[0]
     assert "'z' is not a symbol" in run('sample.py', f'--out_dir={out}', '--start=Az', code=2)
+    assert 'at least one symbol' in run('sample.py', f'--out_dir={out}', '--start=', code=2)
     assert 'train.py' in run('sample.py', f'--out_dir={tmp_path}', '--start=A', code=2)
     assert 'train.py' in run('score.py', f'--out_dir={tmp_path}', code=2)
     model, checkpoint = load_checkpoint(str(out))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import configure, fail
+from configurator import configure, fail, provenance
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint, pick_device, save_checkpoint
 from prepare import REST, SAMPLE_RATE, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
@@ -109,8 +109,6 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, ['ckpt.pt'])
         model.train()
-        if 'optimizer' not in checkpoint:
-            fail(f"{out_dir}/ckpt.pt holds weights only, nothing to resume")
         for k in ('tasks', 'aloud', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'seed'):
             if config[k] != checkpoint['config'][k]:
                 fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
@@ -130,16 +128,20 @@ others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
 cuda_graphs = compile and on_gpu and dtype != 'float16'  # loss scaling has to look at the gradients on the way
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
-                              betas=(beta1, beta2), fused=on_gpu, capturable=cuda_graphs)
-iter_num, best, seconds = 0, -1.0, 0.0
+                              betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
+skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
+iter_num, best, seconds, slower = 0, -1.0, 0.0, 1.0
 if init_from == 'resume':
-    optimizer.load_state_dict(checkpoint['optimizer'])
-    for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0)):  # these may change
-        group.update(weight_decay=decay, betas=(beta1, beta2))
-    scaler.load_state_dict(checkpoint['scaler'])
-    generator.set_state(checkpoint['generator'].cpu())
-    turns.setstate((3, tuple(checkpoint['turns']), None))
-    iter_num, best, seconds = checkpoint['iter_num'], checkpoint['best'], checkpoint['seconds']
+    try:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0)):  # these may change
+            group.update(weight_decay=decay, betas=(beta1, beta2))
+        scaler.load_state_dict(checkpoint['scaler'])
+        generator.set_state(checkpoint['generator'].cpu())
+        turns.setstate((3, tuple(checkpoint['turns']), None))
+        iter_num, best, seconds, slower = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'slower'))
+    except Exception:  # of any kind, if the file is damaged
+        fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
 
 
@@ -147,7 +149,7 @@ def save(name):
     try:
         save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                         generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                        seconds=seconds, config=config, symbols=SYMBOLS)
+                        seconds=seconds, slower=slower, config=config, symbols=SYMBOLS, provenance=provenance())
     except OSError as e:
         bar.close()
         fail(f"cannot write {os.path.join(out_dir, name)} ({e.strerror}); what was saved before is whole", 1)
@@ -214,10 +216,15 @@ def step(task):
         scaler.scale(loss / gradient_accumulation_steps).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    finite = torch.isfinite(norm + loss.detach())
+    in_a_row.copy_(torch.where(finite, 0, in_a_row + 1))
+    skipped.add_(~finite)
+    if not scaler.is_enabled():  # the fused optimizer leaves everything as it is where this is 1, as it does for the scaler
+        optimizer.found_inf = 1 - finite.float()
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm}
+    return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
 
 def capture(task):
@@ -251,7 +258,7 @@ stop = []  # the signals that have asked for an end
 def on_signal(number, frame):
     stop.append(number)
     signal.signal(number, signal.SIG_DFL)  # the second time is not asked twice
-    print("\nstopping after this iteration; once more to stop at once", flush=True)
+    os.write(1, b"\nstopping after this iteration; once more to stop at once\n")  # print() must not interrupt a print()
 
 
 for sig in (signal.SIGINT, signal.SIGTERM):
@@ -259,12 +266,12 @@ for sig in (signal.SIGINT, signal.SIGTERM):
 
 # --- the loop ---
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None)
-clock = time.time()
+clock, bad = time.time(), 0
 while iter_num < max_iters and not stop:
     # cosine with warm-up
     lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
         1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
-    lr *= min(1, (iter_num + 1) / (warmup_iters + 1))
+    lr *= min(1, (iter_num + 1) / (warmup_iters + 1)) * slower
     for group in optimizer.param_groups:
         group['lr'].fill_(lr) if cuda_graphs else group.update(lr=lr)
 
@@ -287,18 +294,31 @@ while iter_num < max_iters and not stop:
     log_now, evaluate_now = iter_num % log_interval < done, iter_num % eval_interval < done or iter_num >= max_iters
     if log_now or evaluate_now:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
-        if not math.isfinite(values['loss'] + values['norm']):  # before anything is saved
-            bar.close()
-            fail("the loss is no longer a number; try a lower learning_rate or dtype=float32", 1)
+        bad = values.pop('in a row')
+        if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere: back to the last checkpoint
+            path = os.path.join(out_dir, 'ckpt.pt')
+            slower /= 4
+            if slower < 0.05 or not os.path.exists(path):
+                bar.close()
+                fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
+                     "try a lower learning_rate or dtype=float32", 1)
+            _, good = load_checkpoint(out_dir, device, ['ckpt.pt'])
+            model.load_state_dict(good['model'])
+            optimizer.load_state_dict(good['optimizer'])
+            graphs.clear()
+            in_a_row.zero_()
+            bar.write(f"iter {iter_num}: 5 updates in a row were no numbers; back to the weights of iter {good['iter_num']}, "
+                      f"with {slower:g} of the learning rate")
+            continue
     if log_now:
         now = seconds + time.time() - clock
         log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}) + '\n')
         log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items())
+        bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
                   + f" | lr {lr:.1e} | {now:.1f} s")
 
     # evaluate: exact match, heard by the scorer from the answers' waveforms
-    if evaluate_now:
+    if evaluate_now and not bad:  # weights that have just led to no numbers are not worth keeping
         model.eval()
         with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
             exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match']
@@ -308,15 +328,17 @@ while iter_num < max_iters and not stop:
         seconds, clock = seconds + time.time() - clock, time.time()
         better = mean_exact >= best
         best = max(best, mean_exact)
-        save('ckpt.pt')
-        if better:
+        if better:  # first: a run that is killed in between does this evaluation again
             save('best.pt')
+        save('ckpt.pt')
         log_file.write(json.dumps({'iter': iter_num, 'seconds': round(seconds, 2), 'val': exact}) + '\n')
         log_file.flush()
         bar.write(f"iter {iter_num}/{max_iters} | validation exact match " + ' '.join(f"{t} {v:.4f}" for t, v in exact.items())
                   + f" | {seconds:.1f} s")
 bar.close()
 log_file.close()
+if not stop and bad:
+    fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
 if stop:
     seconds += time.time() - clock
     save('ckpt.pt')
