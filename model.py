@@ -13,6 +13,7 @@ Mini-JMamba: a waveform goes in, a waveform comes out. The whole model, in one f
 Letters, as in the Mamba-2 paper (Dao and Gu, 2024, arXiv:2405.21060):
     B batch   S samples   T tokens   D d_model   H heads   P head_dim   N d_state   Q tokens in a chunk   F n_bins
 """
+import errno
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -434,7 +435,9 @@ def save_checkpoint(path, model, **rest):
     except BaseException as e:
         if os.path.exists(path + '.tmp'):
             os.remove(path + '.tmp')
-        raise OSError(getattr(e, 'errno', None), getattr(e, 'strerror', None) or str(e)) from e  # torch says RuntimeError
+        if isinstance(e, RuntimeError):  # what torch makes of a full disk
+            raise OSError(errno.ENOSPC, 'the disk is full?') from e
+        raise
 
 
 def load_checkpoint(out_dir, device='cpu', names=('best.pt', 'ckpt.pt')):
