@@ -12,6 +12,7 @@ import time
 import torch
 
 from configurator import configure, fail
+from model import JMambaConfig, MiniJMamba
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -49,6 +50,13 @@ audio = wave.numel() / SAMPLE_RATE
 report('synthesis, one core', audio / measure(lambda: play(symbols, rhythm, wave.shape[1])), 'times real time')
 report('scoring, one core', audio / measure(lambda: find_tones(wave)), 'times real time')
 torch.set_num_threads(threads)
+
+# --- streaming ---
+model = MiniJMamba(JMambaConfig()).eval()
+with torch.no_grad():
+    state = model.step(torch.zeros(1, model.config.token))[2]
+    seconds = measure(lambda: model.step(torch.zeros(1, model.config.token), state))
+report('encoder, one token (50 ms of sound) at a time', seconds * 1000, 'ms a token')
 
 # --- the scorer against white noise; the power of the signal is that of its tones, the gaps left out ---
 symbols = torch.randint(len(SYMBOLS), (500, 20), generator=g)

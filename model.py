@@ -94,9 +94,10 @@ class Spectrum(nn.Module):
         self.register_buffer('analysis', (basis / gain).float(), persistent=False)
         self.register_buffer('synthesis', (basis * gain * both_sides / c.n_fft / overlap).T.float(), persistent=False)
 
-    def stft(self, wave):
-        """(B, S), S a multiple of hop -> (B, S / hop, 2, F)"""
-        blocks = F.pad(wave, (2 * self.hop, 0)).unfold(1, 3 * self.hop, self.hop)
+    def stft(self, wave, before=None):
+        """(B, S), S a multiple of hop -> (B, S / hop, 2, F); before (B, 2 hop) is what sounded before, silence if not given"""
+        before = wave.new_zeros(len(wave), 2 * self.hop) if before is None else before
+        blocks = torch.cat([before, wave], 1).unfold(1, 3 * self.hop, self.hop)
         return (blocks @ self.analysis).unflatten(2, (2, -1))
 
     def istft(self, spectrum):
@@ -192,18 +193,33 @@ class Mamba2(nn.Module):
         self.gate_norm = nn.RMSNorm(c.d_inner)
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
+    def project(self, u):
+        """(..., D) -> the gate z (..., d_inner), the convolution's input xBC (..., d_inner + 2N), dt (..., H), and A (H,)"""
+        c, d_conv = self.c, self.c.d_inner + 2 * self.c.d_state
+        z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
+        return z, xBC, F.softplus(dt[..., :self.n_heads].float() + self.dt_bias), F.pad(-self.A_log.exp(), (self.forever, 0))
+
     def forward(self, u):
         c, T = self.c, u.shape[1]
-        d_conv = c.d_inner + 2 * c.d_state
-        z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
+        z, xBC, dt, A = self.project(u)
         padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
         xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
-        dt = F.softplus(dt[..., :self.n_heads].float() + self.dt_bias)  # (B, T, H)
-        A = F.pad(-self.A_log.exp(), (self.forever, 0))
         y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
         return u + self.out_proj(self.gate_norm(y.flatten(2).float() * F.silu(z)))
+
+    def step(self, u, state):
+        """forward for the next token alone: u (B, D) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
+        + 2N) and the scan's h (B, H, P, N) -> (B, D) and the next state, no larger"""
+        c, (inputs, h) = self.c, state
+        z, xBC, dt, A = self.project(u)
+        inputs = torch.cat([inputs, xBC[:, None]], 1)
+        x, B, C = F.silu((inputs * self.conv_weight).sum(1) + self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
+        x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
+        h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
+        y = (h * C[:, None, None]).sum(-1) + self.D[:, None] * x
+        return u + self.out_proj(self.gate_norm(y.flatten(1).float() * F.silu(z))), (inputs[:, 1:], h)
 
 
 # --- attention ---
@@ -353,12 +369,31 @@ class MiniJMamba(nn.Module):
             x = layer(x)
         return x
 
+    def step(self, sound, state=None):
+        """The encoder, a token at a time, in memory that does not grow: the next (B, token) samples and the state after those before
+        them -> what stands at this token in encode(), (B, D); its frames as in hear(), (B, patch * F); the next state"""
+        c, s = self.config, self.spectrum
+        if state is None:
+            zeros = lambda *shape: sound.new_zeros(len(sound), *shape)
+            state = zeros(2 * c.hop), [(zeros(c.d_conv - 1, c.d_inner + 2 * c.d_state),
+                                        zeros(layer.n_heads, c.head_dim, c.d_state)) for layer in self.encoder]
+        before, layers = state
+        frames = s.log(s.magnitude(s.stft(sound, before))).flatten(1)
+        x, after = self.embed(frames), []
+        for layer, layer_state in zip(self.encoder, layers):
+            x, layer_state = layer.step(x, layer_state)
+            after.append(layer_state)
+        return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
+
     def forward(self, question, lengths):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
-        c = self.config
         heard = self.hear(question)
-        memory = self.encode(heard)
+        return self.answer(self.encode(heard), heard, lengths)
+
+    def answer(self, memory, heard, lengths):
+        """forward, once the question has been encoded to memory (B, T, D) from its frames heard (B, T, patch * F)"""
+        c = self.config
         n = ((lengths + c.token - 1) // c.token).clamp(1, heard.shape[1])  # (B,) tokens
         valid = torch.arange(heard.shape[1], device=heard.device) < n[:, None]
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))

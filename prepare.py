@@ -16,6 +16,7 @@ an answer symbol always sounds in the slot of a question symbol (a dot is a slot
     mod, one line of working at a time (train.py's aloud=True; the consumed part falls silent, the rest stays put):
               9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . . . 5
 """
+import io
 import json
 import math
 import os
@@ -382,34 +383,63 @@ def write_wav(path, wave):
     wavfile.write(path, SAMPLE_RATE, (wave.clip(-1, 1) * 32767).round().astype(np.int16))
 
 
-def read_wav(path):
-    """A WAV file (8, 16, 24, 32-bit PCM or float, any channels, any rate from 6.5 kHz) -> (samples,) float32 at 16 kHz, the mean of its
+def read_wav(path, name=None):
+    """A WAV file, by its path or open for reading (8, 16, 24, 32-bit PCM or float, any channels, any rate from 6.5 kHz) -> (samples,) float32 at 16 kHz, the mean of its
     channels. ValueError says what is wrong with the file."""
+    name = name or path
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', category=wavfile.WavFileWarning)
             warnings.filterwarnings('error', message='.*EOF.*', category=wavfile.WavFileWarning)
             rate, x = wavfile.read(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
+        raise ValueError(f"{name}: there is no such file") from None
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror or e}") from None
+        raise ValueError(f"{name}: cannot be read: {e.strerror or e}") from None
     except Exception:  # scipy raises a dozen kinds on a broken header
-        raise ValueError(f"{path}: not a whole WAV file of PCM or float samples") from None
+        raise ValueError(f"{name}: not a whole WAV file of PCM or float samples") from None
     if x.size == 0:
-        raise ValueError(f"{path}: the WAV file has no samples")
+        raise ValueError(f"{name}: the WAV file has no samples")
     if not 6500 <= rate <= 384000:
-        raise ValueError(f"{path}: a sample rate of {rate} Hz cannot hold these tones; it must be 6,500 to 384,000 Hz")
+        raise ValueError(f"{name}: a sample rate of {rate} Hz cannot hold these tones; it must be 6,500 to 384,000 Hz")
     full_scale = {'u': 128, 'i': 2.0 ** (8 * x.dtype.itemsize - 1), 'f': 1}[x.dtype.kind]
     x = (x.astype(np.float64) - (128 if x.dtype.kind == 'u' else 0)) / full_scale
     if not (np.abs(x) < 1e9).all():
-        raise ValueError(f"{path}: the WAV file has samples that are no sound: not numbers, or huge")
+        raise ValueError(f"{name}: the WAV file has samples that are no sound: not numbers, or huge")
     x = x.reshape(len(x), -1).mean(1)
     x /= max(1.0, np.abs(x).max())  # floats that were never scaled to -1..1
     if rate != SAMPLE_RATE:
         ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)  # odd rates: a millionth off pitch, not a huge filter
         x = resample_poly(x, ratio.numerator, ratio.denominator)
     return torch.from_numpy(x.astype(np.float32))
+
+
+def read_wav_until_silence(file, name='standard input', silence=0.4):
+    """A WAV from a pipe -> (samples,) as soon as a sound has been followed by so many seconds of silence, or at its end. What its
+    header says of its length, which a recorder cannot know, does not matter."""
+    kind, chunk = b'', file.read(12)
+    if chunk[:4] + chunk[8:] != b'RIFFWAVE':
+        raise ValueError(f"{name}: not a WAV file")
+    while (chunk := file.read(8))[:4] != b'data':
+        size = int.from_bytes(chunk[4:], 'little')
+        if len(chunk) < 8 or size > 2 ** 16:
+            raise ValueError(f"{name}: not a whole WAV file of PCM or float samples")
+        kind = file.read(size + size % 2) if chunk[:4] == b'fmt ' else file.read(size + size % 2) and kind
+    rate, align = int.from_bytes(kind[4:8], 'little'), int.from_bytes(kind[12:14], 'little')
+    if not 6500 <= rate <= 384000 or not align:
+        raise ValueError(f"{name}: its header names no rate or size of samples that are audio")
+
+    def wave(data):
+        sizes = [n.to_bytes(4, 'little') for n in (20 + len(kind) + len(data), len(kind), len(data))]
+        whole = b'RIFF' + sizes[0] + b'WAVEfmt ' + sizes[1] + kind + b'data' + sizes[2] + data
+        return read_wav(io.BytesIO(whole), name)
+    data, loudest, quiet = b'', 0.0, 0.0
+    while quiet < silence and len(block := file.read(rate // 20 * align)) >= align:
+        data += block[:len(block) // align * align]
+        level = float(wave(block[:len(block) // align * align]).square().mean().sqrt())
+        loudest = max(loudest, level)
+        quiet = quiet + len(block) / align / rate if loudest > 0.003 and level < 0.1 * loudest else 0.0
+    return wave(data)
 
 
 def split_names(task, split):

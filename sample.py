@@ -16,12 +16,12 @@ import sys
 from configurator import configure, fail
 from figures import spectrogram
 from model import load_checkpoint, pick_device
-from prepare import SPLITS, decode, play_text, read_wav, solve, split_batches, split_names, task_of, write_wav
+from prepare import SPLITS, decode, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
 from score import transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint
 start = ''              # the question in symbols, such as ABCA
-wav = ''                # or a WAV file that holds it
+wav = ''                # or a WAV file that holds it; - reads one from standard input until 0.4 s of silence
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split
 sample_dir = ''         # where to write; '' is out_dir/samples
@@ -47,7 +47,7 @@ try:
         wanted = solve(task_for(start), start)
         questions.append((play_text(start, seed), start, wanted))
     elif wav:
-        wave = read_wav(wav)
+        wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
         asked = transcribe(wave[None])[0]
         if not asked:
             fail(f"{wav}: no tone can be heard in it")

@@ -3,6 +3,7 @@ Every test.
 
 $ python -m pytest test_smoke.py      # two and a half minutes on two CPU cores
 """
+import io
 import json
 import math
 import multiprocessing
@@ -251,6 +252,20 @@ def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():
     assert model.generate(x, lengths)[1, 20 * 800 - 5:].abs().max() == 0
 
 
+def test_a_token_at_a_time_is_the_same():
+    torch.manual_seed(0)
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    sound = torch.randn(2, 1200 * 800) * 0.1  # a minute
+    with torch.no_grad():
+        heard = model.hear(sound)
+        memory, state, sizes = model.encode(heard), None, set()
+        for t in range(1200):
+            x, frames, state = model.step(sound[:, 800 * t:800 * (t + 1)], state)
+            assert (x - memory[:, t]).norm() < 1e-4 * memory[:, t].norm() and (frames - heard[:, t]).abs().max() < 1e-4
+            sizes.add(sum(s.numel() for layer in state[1] for s in layer) + state[0].numel())
+    assert len(sizes) == 1
+
+
 def test_spectrum_there_and_back():
     s = MiniJMamba(JMambaConfig(**TINY)).spectrum
     wave = make_batch('mirror', 'train', 4, gen()).answer
@@ -351,6 +366,21 @@ def test_train_then_sample_then_score(trained):
     assert 'asked ABCA' in text
     table = run('score.py', samples / '000_question.wav', '--verbose=true').splitlines()
     assert table[0] == 'ABCA' and len(table) == 6 and table[2].split()[0] == 'A'
+
+
+def test_a_question_through_a_pipe_is_answered_when_it_ends(trained, tmp_path):
+    write_wav(str(tmp_path / 'q.wav'), torch.cat([torch.zeros(5000), play_text('ABBA'), torch.zeros(9600)]))
+    data = bytearray((tmp_path / 'q.wav').read_bytes())
+    data[4:8] = data[40:44] = b'\xff' * 4  # as recorders write it, who do not know how long it will be
+    p = subprocess.Popen([sys.executable, os.path.join(HERE, 'sample.py'), f'--out_dir={trained[0]}', '--wav=-', f'--sample_dir={tmp_path}'],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False)
+    p.stdin.write(data)
+    p.stdin.flush()  # and stays open
+    assert b'asked ABBA, wanted ABBA' in p.stdout.readline()
+    p.stdin.close()
+    assert p.wait() == 0
+    with pytest.raises(ValueError, match='standard input'):
+        prepare.read_wav_until_silence(io.BytesIO(b'no sound'))
 
 
 def test_training_resumes_where_it_stopped(trained, tmp_path):
