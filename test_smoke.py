@@ -357,6 +357,9 @@ def test_train_then_sample_then_score(trained):
     assert set(scores) == set(SPLITS['mirror']) - {'train', 'val'} and scores['iid']['n'] == 3
     assert len(list((out / 'samples').glob('*_answer.wav'))) == 4
 
+    run('figures.py', out / 'samples' / '000_question.wav', f"--out={out / 'picture.png'}")
+    assert (out / 'picture.png').read_bytes()[:4] == b'\x89PNG'
+
     samples = out / 'mine'
     text = run('sample.py', f'--out_dir={out}', '--start=ABCA', f'--sample_dir={samples}')
     assert re.search('asked ABCA, wanted ABCA, heard', text)
@@ -615,6 +618,16 @@ def test_saving_is_all_or_nothing(tmp_path):
         save_checkpoint(str(tmp_path / 'best.pt'), model, config=lambda: 0)  # cannot be pickled
     assert (tmp_path / 'best.pt').read_bytes() == before
     load_checkpoint(str(tmp_path))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    flags = [*TRAIN, '--test_samples=0', f'--out_dir={tmp_path}']
+    run('train.py', *flags, '--max_iters=3')
+    before = (tmp_path / 'ckpt.pt').read_bytes()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+    p = subprocess.run([sys.executable, os.path.join(HERE, 'train.py'), *flags, '--init_from=resume'], capture_output=True, text=True, preexec_fn=limit)
+    assert p.returncode == 1 and 'cannot write' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    assert (tmp_path / 'ckpt.pt').read_bytes() == before and not list(tmp_path.glob('*.tmp'))
 
 
 @pytest.fixture

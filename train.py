@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from configurator import configure, fail, provenance
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint, pick_device, save_checkpoint
-from prepare import REST, SAMPLE_RATE, SYMBOLS, TASKS, depths, make_batch, slot_at
+from prepare import LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
 
 # --- settings: config files and --key=value override them ---
@@ -149,7 +149,8 @@ def save(name):
     try:
         save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                         generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                        seconds=seconds, slower=slower, config=config, symbols=SYMBOLS, provenance=provenance())
+                        seconds=seconds, slower=slower, config=config, provenance=provenance(),
+                        tones={c: LOWEST + SPACING * i for i, c in enumerate(SYMBOLS)})
     except OSError as e:
         bar.close()
         fail(f"cannot write {os.path.join(out_dir, name)} ({e.strerror}); what was saved before is whole", 1)
