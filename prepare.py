@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.io import wavfile
-from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16000
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
@@ -409,6 +408,7 @@ def read_wav(path, name=None):
     x = x.reshape(len(x), -1).mean(1)
     x /= max(1.0, np.abs(x).max())  # floats that were never scaled to -1..1
     if rate != SAMPLE_RATE:
+        from scipy.signal import resample_poly  # half a second to import, and seldom needed
         ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)  # odd rates: a millionth off pitch, not a huge filter
         x = resample_poly(x, ratio.numerator, ratio.denominator)
     return torch.from_numpy(x.astype(np.float32))
