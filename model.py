@@ -33,6 +33,7 @@ class JMambaConfig:
     head_dim: int = 32        # of a Mamba-2 head
     d_conv: int = 4           # taps of the short convolution
     chunk: int = 64           # tokens that the scan takes at once
+    backward: bool = True     # the decoder's first half runs from the question's end to its start
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
     window: int = 16          # tokens that self-attention and attention by clock reach
@@ -48,7 +49,7 @@ class JMambaConfig:
 
     def __post_init__(self):
         for key, value in vars(self).items():
-            if value <= 0 and key not in ('counting', 'griffin_lim'):
+            if value <= 0 and key not in ('counting', 'griffin_lim', 'backward'):
                 raise ValueError(f"{key} must be positive, not {value}")
         for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
                                ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
@@ -401,8 +402,12 @@ class MiniJMamba(nn.Module):
         x, pointed = self.cross(query, memory, heard, valid)
         x = query + x
         half = len(self.decoder) // 2
+        at = torch.arange(heard.shape[1], device=heard.device)
+        turned = torch.where(valid, n[:, None] - 1 - at, at)[..., None].expand_as(x)  # padding stays behind the rest
+        x = x.gather(1, turned) if c.backward else x
         for layer in self.decoder[:half]:
             x = layer(x)
+        x = x.gather(1, turned) if c.backward else x
         x = self.self_attention(x, valid)
         for layer in self.decoder[half:]:
             x = layer(x)

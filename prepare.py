@@ -112,20 +112,22 @@ def play_text(text, seed=0):
 
 
 # --- the tasks: each draws n questions and their answers as (n, N) symbols, padded with REST, and says which of the
-# --- n are as asked; draw() below keeps those
+# --- n are as asked; draw() below keeps those. `level`, 0 to 1, a number or a tensor (), is how far the difficulty
+# --- that training knows has risen.
 
 OPEN, CLOSE, VALID, INVALID, ZERO, PERCENT = encode('()VX0%')
 L, A, K = encode('LAK')
 
 
 def randint(low, high, generator):
-    """Tensors (n,) of bounds, both included -> integers (n,)"""
+    """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
     r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
     return low + (r * (high - low + 1)).long()
 
 
-def mirror(n, generator, device, low=3, high=10, unseen=False):
-    length = randint(torch.full((n,), low, device=device), torch.full((n,), high, device=device), generator)
+def mirror(n, generator, device, low=3, high=10, unseen=False, level=1.0):
+    shortest = torch.full((n,), low, device=device)
+    length = randint(shortest, shortest + level * (high - low), generator)
     at = torch.arange(high, device=device)
     q = A + torch.randint(10, (n, high), generator=generator, device=device)
     q += q >= K  # the letters on either side of K
@@ -143,7 +145,7 @@ def depths(q):
     return depth, depth.cummin(1).values < 0
 
 
-def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False):
+def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, level=1.0):
     """Even rows are balanced; the odd row after each is not and has the same length. Balanced strings of one length are
     uniform by the cycle lemma: of the rotations of k+1 opening and k closing brackets just one stays above 0 (Dvoretzky
     and Motzkin, 1947). The unbalanced ones: 1/4 shuffled (equal counts), 2/3 one swap from balanced (equal counts), the
@@ -153,7 +155,8 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False):
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)
     pairs = torch.arange(low // 2, high // 2 + 1, device=device)
     catalan = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1)
-    share = (catalan if uniform else pairs.float().square()).cumsum(0)
+    known = (pairs <= low // 2 + 1) | (pairs <= 4 + level * (high // 2 - 4))  # a curriculum starts at length 8, the first held out
+    share = ((catalan if uniform else pairs.float().square()) * known).cumsum(0)
     half = pairs[torch.searchsorted(share / share[-1], rand(n // 2)).clamp(max=len(pairs) - 1)]
     half = half.repeat_interleave(2)[:, None]
     at = torch.arange(high + 1, device=device)
@@ -186,12 +189,12 @@ def n_digits(x):
     return sum((x >= 10 ** k).long() for k in range(1, 7)) + 1
 
 
-def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False):
+def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
     aloud=True asks a random line of the working, and the answer is the next line."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
-    b = torch.randint(1, 100, (n, k), generator=generator, device=device)
+    b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
     ok = torch.ones(n, dtype=torch.bool, device=device)
     if equal:
         a = b[:, 0].clone()
@@ -201,8 +204,8 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
         ok = ok & (a <= high)
     else:
         a = randint(full(10 ** (digits - 1)), full(10 ** digits - 1), generator) if digits else \
-            randint(full(0), full(high), generator)
-    n_ops = randint(full(steps[0]), full(k), generator)
+            randint(full(0), high * 100.0 ** (level - full(1.0)), generator)
+    n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)
     # lay the symbols out in slots: write all that there could be, then close the gaps
     put = lambda x, width: torch.stack([torch.where(p < n_digits(x), x // 10 ** p % 10 + ZERO, REST)
                                         for p in reversed(range(width))], 1)
@@ -249,6 +252,27 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
 
 
+def strew(rows, rests, generator):
+    """Silent slots strewn between the symbols of each (n, N) in rows, in all of them alike, `rests` at most; a few long pauses are
+    as likely as many short ones -> (n, N + rests) each"""
+    n, N = rows[0].shape
+    rand = lambda *shape: torch.rand(*shape, generator=generator, device=rows[0].device)
+    pause = (rand(n, N) ** 6 * rand(n, 1) * (rests + 1)).long()
+    slot = torch.arange(N, device=pause.device) + pause.cumsum(1).clamp(max=rests)
+    return [row.new_full((n, N + rests), REST).scatter(1, slot, row) for row in rows]
+
+
+def working(text):
+    """A question of mod in text -> its lines of working, from the question to the answer"""
+    lines = [text]
+    while '%' in lines[-1]:
+        a, b, *rest = lines[-1].split('%')
+        lead = next((k for k in range(1, len(a)) if int(a[:k]) >= int(b)), len(a))
+        left = str(int(str(int(a[:lead]) % int(b)) + a[lead:]))
+        lines.append('%'.join([left, *([b] if int(left) >= int(b) else []), *rest]))
+    return lines
+
+
 def solve(task, text):
     """The right answer to a question in text, of any length -> text. ValueError if the task has no such question."""
     encode(text)
@@ -260,11 +284,8 @@ def solve(task, text):
         depth = np.cumsum([1 if c == '(' else -1 for c in text])
         return 'V' if depth[-1] == 0 and depth.min() >= 0 else 'X'
     if task == 'mod' and set(text) <= set('0123456789%') and all(text.split('%')):
-        a, *rest = map(int, text.split('%'))
-        if 0 not in rest:
-            for b in rest:
-                a %= b
-            return str(a)
+        if 0 not in map(int, text.split('%')[1:]):
+            return working(text)[-1]
     raise ValueError(f"{text!r} is not a question of {task}, which asks such things as "
                      + {'mirror': 'ABCA', 'bracket': '(()())', 'mod': '987%65%7'}[task])
 
@@ -274,22 +295,23 @@ def task_of(text):
     return 'bracket' if set(text) <= set('()') else 'mod' if set(text) <= set('0123456789%') else 'mirror'
 
 
-# --- the splits: by a fixed hash of the question's symbols, so that no training run can meet a test question
+# --- the splits: by a fixed hash of the question's symbols, so that no training run can meet a test question. val and
+# --- val_ood are for choosing among checkpoints and settings: val_ood is as far out as the tests, but at no test's length.
 
 TRAIN, VAL = 70, 10  # per cent of all questions; the other 20 are for the tests
 
 SPLITS = {
-    'mirror': {'train': {}, 'val': {}, 'iid': {},
+    'mirror': {'train': {}, 'val': {}, 'val_ood': dict(low=30, high=30), 'iid': {},
                'ood_length_15': dict(low=15, high=15), 'ood_length_20': dict(low=20, high=20),
                'ood_length_40': dict(low=40, high=40), 'ood_symbol': dict(unseen=True),
                'ood_compose_20': dict(low=20, high=20, unseen=True)},
     # brackets up to length 6 are too few to hold out: all are trained on (seen_short), and the other splits start at 8
-    'bracket': {'train': {}, 'val': dict(low=8, uniform=True), 'iid': dict(low=8, uniform=True),
-                'seen_short': dict(high=6),
+    'bracket': {'train': {}, 'val': dict(low=8, uniform=True), 'val_ood': dict(low=60, high=60),
+                'iid': dict(low=8, uniform=True), 'seen_short': dict(high=6),
                 'ood_length_14': dict(low=14, high=14), 'ood_length_20': dict(low=20, high=20),
                 'ood_length_40': dict(low=40, high=40), 'ood_length_100': dict(low=100, high=100),
                 'wrong_order': dict(low=8, kind='shuffled'), 'one_swap': dict(low=8, kind='swapped')},
-    'mod': {'train': {}, 'val': {}, 'iid': {},
+    'mod': {'train': {}, 'val': {}, 'val_ood': dict(digits=6, steps=(1, 4)), 'iid': {},
             'ood_digits_4': dict(digits=4), 'ood_digits_5': dict(digits=5),
             'ood_compose_3': dict(steps=(3, 3)), 'ood_compose_5': dict(steps=(5, 5)),
             'quotient_0': dict(steps=(1, 1), quotient=(0, 0)), 'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
@@ -319,22 +341,22 @@ def bucket_of(q):
     return torch.where(few, 0, bucket)
 
 
-def draw(task, split, n, generator=None, device='cpu', **override):
+def draw(task, split, n, generator=None, device='cpu', rests=0, **override):
     """n questions and answers of a split as symbols, (n, N) each, REST where a slot is silent"""
     spec = {**SPLITS[task][split], **override}
-    bucket = {'train': 0, 'seen_short': 0, 'val': 1}.get(split, 2)
+    bucket, far = {'train': 0, 'seen_short': 0, 'val': 1}.get(split, 2), 'ood' in split
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
-    pool = (8 if task == 'bracket' else 2) * n + 512 if bucket == 0 or split.startswith('ood_') else 600 * n + 4000
+    pool = (8 if task == 'bracket' else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
-    if not split.startswith('ood_'):  # what training cannot draw need not be held out
+    if not far:  # what training cannot draw need not be held out
         ok &= bucket_of(q) == bucket
     if task == 'bracket':  # keep a balanced one and an unbalanced one of equal length, or neither
         ok = ok.view(-1, 2).all(1).repeat_interleave(2)
     order = (~ok).long().argsort(stable=True)[:n]
     if bucket and not bool(ok[order].all()):
         raise RuntimeError(f"too few {task} questions were drawn for {split}")
-    return q[order], a[order]
+    return strew([q[order], a[order]], rests, generator) if rests else (q[order], a[order])
 
 
 class Batch(NamedTuple):
@@ -346,17 +368,18 @@ class Batch(NamedTuple):
     rhythm: Rhythm
 
 
-def make_batch(task, split, n, generator=None, device='cpu', n_samples=None, **override):
-    """n examples of a split, rendered. The generator lives on `device`, except for the splits that must be the same
-    anywhere: give those a CPU generator and move the batch. n_samples pads to a fixed size."""
+def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), **override):
+    """n examples of a split, or part of them, rendered. The generator lives on `device`, except for the splits that must be
+    the same anywhere: give those a CPU generator and move the batch."""
     asked, wanted = draw(task, split, n, generator, device, **override)
     rhythm = make_rhythm(n, asked.shape[1], generator, device)
+    n_samples = max_samples(asked.shape[1])
+    noise = NOISE * torch.rand(n, 1, generator=generator, device=device) * torch.randn(n, n_samples, generator=generator, device=device)
+    asked, wanted, rhythm, noise = asked[part], wanted[part], Rhythm(*[t[part] for t in rhythm]), noise[part]
     last = torch.where((asked != REST) | (wanted != REST), torch.arange(asked.shape[1], device=device), 0).amax(1)
     lengths = (rhythm.end.gather(1, last[:, None])[:, 0] * SAMPLE_RATE).round().long()
-    n_samples = n_samples or max_samples(asked.shape[1])
     clean = play(asked, rhythm, n_samples)
-    noise = torch.randn(clean.shape, generator=generator, device=device)
-    question = clean + NOISE * torch.rand(n, 1, generator=generator, device=device) * noise
+    question = clean + noise
     if task == 'mirror':
         return Batch(question, clean, lengths, asked, wanted, rhythm)
     # what is played anew, not repeated, is played plainly: on pitch and of middle loudness
@@ -366,12 +389,14 @@ def make_batch(task, split, n, generator=None, device='cpu', n_samples=None, **o
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):
-    """The first n examples of a fixed test set, the same on any machine, in batches of 50"""
-    g = torch.Generator().manual_seed(seed)
+    """The first n examples of a fixed test set, the same on any machine, in batches of about 2**23 samples"""
+    g, parts = torch.Generator().manual_seed(seed), []
     for i in range(0, n, 50):
-        b = make_batch(task, split, 50, g, **override)
-        yield Batch(*[Rhythm(*[t[:n - i].to(device) for t in x]) if isinstance(x, Rhythm) else x[:n - i].to(device)
-                      for x in b])
+        parts.append(make_batch(task, split, 50, g, **override))
+        if i + 50 >= n or len(parts) * parts[0].question.numel() >= 2 ** 23:
+            join = lambda *t: torch.cat(t)[:n - i - 50 + 50 * len(t)].to(device)
+            yield Batch(*[Rhythm(*map(join, *x)) if isinstance(x[0], Rhythm) else join(*x) for x in zip(*parts)])
+            parts = []
 
 
 # --- WAV files ---

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint, pick_device
-from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, decode, read_wav, split_batches
+from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, decode, read_wav, split_batches, working
 
 # --- the scorer ---
 
@@ -114,21 +114,25 @@ def edit_distance(a, b):
 PASSES = (1, 2, 4, 8, 16)  # how often the model may hear its own answer, in the table of accuracy against thought
 
 
-def evaluate(model, task, split, n, seed=1337, device='cpu', think=1):
+def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, **override):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
     symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard). With think > 1 also exact match
-    after so many passes, the mean number of passes that changed something, and the share that stopped by itself."""
+    after so many passes, the mean number of passes that changed something, in all and by how many lines the right working has,
+    and the share that stopped by itself."""
     exact, right, total, distance, mistakes, asked = 0, 0, 0, 0, [], set()
-    ladder, used, stopped = {k: 0 for k in PASSES if k <= think}, 0, 0
-    for b in split_batches(task, split, n, seed, device):
+    ladder, used, stopped = {k: 0 for k in PASSES if k <= think}, {}, 0
+    for b in split_batches(task, split, n, seed, device, **override):
         answers, passes = model.generate(b.question, b.lengths, think, conversation=True)
-        used, stopped = used + int(passes.sum()), stopped + int((passes < think).sum())
-        wants = [decode(a) for a in b.wanted]
+        stopped += int((passes < think).sum())
+        last = len(answers) - 1
+        heard_at = {i: transcribe(answers[i]) for i in {last, *(min(k - 1, last) for k in ladder)}}
+        wants, questions = [decode(a) for a in b.wanted], [decode(q) for q in b.asked]
         for k in ladder:
-            ladder[k] += sum(h == w for h, w in zip(transcribe(answers[min(k, len(answers)) - 1]), wants)) if think > 1 else 0
-        questions = [decode(q) for q in b.asked]
+            ladder[k] += sum(h == w for h, w in zip(heard_at[min(k - 1, last)], wants))
         asked.update(questions)
-        for q, wanted, heard in zip(questions, wants, transcribe(answers[-1])):
+        for q, n_passes in zip(questions, passes.tolist()) if think > 1 else ():
+            used.setdefault(len(working(q)) - 1, []).append(n_passes)
+        for q, wanted, heard in zip(questions, wants, heard_at[last]):
             total += len(wanted)
             right += sum(x == y for x, y in zip(wanted, heard))
             if heard == wanted:
@@ -136,10 +140,10 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1):
             else:
                 distance += edit_distance(heard, wanted)
                 mistakes.append((q, wanted, heard))
-    thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': used / n, 'stopped': stopped / n} if think > 1 else {}
+    thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': sum(map(sum, used.values())) / n, 'stopped': stopped / n,
+               'passes_by_lines': {k: sum(v) / len(v) for k, v in sorted(used.items())}} if think > 1 else {}
     return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
-            'distinct': len(asked), **thought,
-            'mistakes': mistakes}
+            'distinct': len(asked), **thought, 'mistakes': mistakes}
 
 
 if __name__ == '__main__':
@@ -182,7 +186,7 @@ if __name__ == '__main__':
     except ValueError as e:
         fail(e)
     splits = [(task, name) for task in trained_on['tasks'].split(',') for name in SPLITS[task] if name == split
-              or name.startswith(split + '_') or (split == 'all' and name not in ('train', 'val'))]
+              or name.startswith(split + '_') or (split == 'all' and not name.startswith(('train', 'val')))]
     if not splits:
         fail(f"no split {split!r}; {trained_on['tasks']} has {', '.join(s for t in trained_on['tasks'].split(',') for s in SPLITS[t])}")
     scores, t0 = {}, time.time()
@@ -195,7 +199,8 @@ if __name__ == '__main__':
               flush=True)
         if 'passes' in r:
             print(f"{'':25} after {', '.join(f'{k}: {v:.3f}' for k, v in r['by_passes'].items())} passes; "
-                  f"{r['passes']:.1f} used on average, {r['stopped']:.1%} stopped by themselves")
+                  f"{r['passes']:.1f} used on average (by lines of working {', '.join(f'{k}: {v:.1f}' for k, v in r['passes_by_lines'].items())}), "
+                  f"{r['stopped']:.1%} stopped by themselves")
         scores.setdefault(task, {})[name] = {k: v for k, v in r.items() if k != 'mistakes'}
     print()
     for task, rows in scores.items():

@@ -4,9 +4,10 @@ Train Mini-JMamba to answer in tones what it is asked in tones.
 $ python train.py config/mirror.py                       # half a minute on two CPU cores, then its test results and WAVs
 $ python train.py config/mirror.py --batch_size=32       # any setting below can be given
 $ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
+$ torchrun --standalone --nproc_per_node=2 train.py config/multitask.py    # two GPUs, each with half of every batch
 
 Examples are made as it goes, on the device that trains. out_dir gets ckpt.pt (the last), best.pt (the best on the
-validation split), log.jsonl, and at the end scores.json and samples/.
+validation splits), log.jsonl, and at the end scores.json and samples/.
 """
 import json
 import math
@@ -20,6 +21,7 @@ import time
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -36,10 +38,15 @@ eval_samples = 100       # validation questions at each evaluation
 test_samples = 1000      # questions of each test split at the end; 0 skips the tests
 init_from = 'scratch'    # or resume
 # data
-tasks = 'mirror'         # of mirror, bracket, mod; with a comma between them they take turns
+tasks = 'mirror'         # of mirror, bracket, mod, with a comma between them
+mix = 'error'            # tasks are drawn by what is still wrong in validation; or fixed shares, such as 1,1,2
+mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
+curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
+promote = 0.9            # exact match, of validation questions of the difficulty reached
+rests = 0                # silent slots strewn into a training question, at most
 aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
 think = 16               # mod aloud: passes at most when it is asked
-batch_size = 16          # examples made for each forward and backward
+batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
 # model: see JMambaConfig
 d_model = 128            # width of a token
@@ -47,6 +54,8 @@ d_state = 64             # of a Mamba-2 head: it remembers d_state * head_dim nu
 head_dim = 32            # width of a Mamba-2 head
 n_head = 4               # attention heads
 counting = 0.5           # share of the Mamba-2 heads that never forget
+patch = 5                # frames of 10 ms in a token
+backward = True          # the decoder's first half runs from the question's end to its start
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
@@ -66,12 +75,16 @@ grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16, float16
-compile = False          # torch.compile, and on a GPU one CUDA graph an iteration
+compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
 config = configure(globals())
 
 # --- set-up ---
+rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))  # torchrun sets them
 try:
+    if world > 1 and device == 'auto' and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     device = pick_device(device)
 except ValueError as e:
     fail(e)
@@ -79,11 +92,21 @@ tasks_list = tasks.split(',')
 for t in tasks_list:
     if t not in TASKS:
         fail(f"there is no task {t!r}; the tasks are {', '.join(TASKS)}")
+try:
+    shares = None if mix == 'error' else dict(zip(tasks_list, map(float, mix.split(',')), strict=True))
+    if shares and not (min(shares.values()) >= 0 and 0 < sum(shares.values()) < math.inf):
+        raise ValueError
+except ValueError:
+    fail(f"mix is 'error' or one share for each task, such as {','.join('1' for _ in tasks_list)}, not {mix!r}")
+if curriculum not in ('adaptive', 'linear', 'none'):
+    fail(f"curriculum is adaptive, linear or none, not {curriculum!r}")
+if batch_size % world:
+    fail(f"batch_size = {batch_size} must be a multiple of the {world} processes")
 if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 for k, low in dict(batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
                    warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
-                   seed=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0).items():
+                   seed=0, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0).items():
     high = {'beta1': 0.9999, 'beta2': 0.999999, 'seed': 2 ** 63 - 1}.get(k, math.inf)
     if not low <= config[k] <= high:
         fail(f"{k} must be at least {low}" + (f" and at most {high}" if high < math.inf else '') + f", not {config[k]}")
@@ -91,6 +114,10 @@ if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
 out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
 on_gpu = device.startswith('cuda')
+if world > 1:
+    dist.init_process_group('nccl' if on_gpu else 'gloo')
+if rank:  # only the first process talks
+    sys.stdout = open(os.devnull, 'w')
 if dtype == 'auto':
     dtype = 'float32' if not on_gpu else 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
     why = {'float32': f"the {device} device gains nothing from less", 'bfloat16': "the GPU has it",
@@ -109,16 +136,16 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, ['ckpt.pt'])
         model.train()
-        for k in ('tasks', 'aloud', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'seed'):
+        for k in ('tasks', 'aloud', 'curriculum', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'patch', 'seed'):
             if config[k] != checkpoint['config'][k]:
                 fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
     else:
         model = MiniJMamba(JMambaConfig(d_model=d_model, d_state=d_state, head_dim=head_dim, n_head=n_head,
-                                        counting=counting)).to(device)
+                                        counting=counting, patch=patch, backward=backward)).to(device)
         for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
-            if os.path.exists(os.path.join(out_dir, name)):
+            if not rank and os.path.exists(os.path.join(out_dir, name)):
                 os.remove(os.path.join(out_dir, name))
-    log_file = open(os.path.join(out_dir, 'log.jsonl'), 'a' if init_from == 'resume' else 'w')
+    log_file = open(os.devnull if rank else os.path.join(out_dir, 'log.jsonl'), 'a' if init_from == 'resume' else 'w')
 except ValueError as e:
     fail(e)
 except OSError as e:
@@ -130,7 +157,9 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
                               betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
-iter_num, best, seconds, slower = 0, -1.0, 0.0, 1.0
+iter_num, best, seconds, slower = 0, [-1.0, -1.0], 0.0, 1.0
+wrong = {t: 1.0 for t in tasks_list}  # share of the validation questions
+levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in tasks_list}  # how far each task's difficulty has risen
 if init_from == 'resume':
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
@@ -139,17 +168,21 @@ if init_from == 'resume':
         scaler.load_state_dict(checkpoint['scaler'])
         generator.set_state(checkpoint['generator'].cpu())
         turns.setstate((3, tuple(checkpoint['turns']), None))
-        iter_num, best, seconds, slower = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'slower'))
+        iter_num, best, seconds, slower, wrong = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'slower', 'wrong'))
+        for t in tasks_list:
+            levels[t].fill_(checkpoint['levels'][t])
     except Exception:  # of any kind, if the file is damaged
         fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
 
 
 def save(name):
+    if rank:
+        return
     try:
         save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                         generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                        seconds=seconds, slower=slower, config=config, provenance=provenance(),
+                        seconds=seconds, slower=slower, wrong=wrong, levels={t: float(x) for t, x in levels.items()}, config=config, provenance=provenance(),
                         tones={c: LOWEST + SPACING * i for i, c in enumerate(SYMBOLS)})
     except OSError as e:
         bar.close()
@@ -174,7 +207,7 @@ def compute_losses(batch, task):
 def score_frames(frames, logits, depth, batch, task):
     s, token = model.spectrum, model.config.token
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
-    mean = lambda x: (x * valid).sum() / valid.sum()
+    mean = lambda x: ((x * valid).sum(1) / valid.sum(1)).mean()  # every example counts alike
     out = {}
     with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
         target = s.stft(batch.answer)
@@ -205,16 +238,27 @@ def score_frames(frames, logits, depth, batch, task):
 
 
 weights = {k: config[k] for k in config if k.startswith('w_')}
+part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of every batch, drawn alike by all processes
 
 
 def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, **({'aloud': aloud} if task == 'mod' else {}))
+        batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, level=levels[task],
+                           **({'aloud': aloud} if task == 'mod' else {}))
         with amp:
             parts = compute_losses(batch, task)
             loss = sum(weights[k] * v for k, v in parts.items())
         scaler.scale(loss / gradient_accumulation_steps).backward()
+    if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        torch._foreach_copy_(grads, [f.view_as(g) for f, g in zip((flat / world).split([g.numel() for g in grads]), grads)])
+        report = torch.stack([loss.detach(), *(v.detach() for v in parts.values())])
+        dist.all_reduce(report)
+        loss, *values = (report / world).unbind()
+        parts = dict(zip(parts, values))
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     finite = torch.isfinite(norm + loss.detach())
@@ -266,9 +310,9 @@ for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, on_signal)
 
 # --- the loop ---
-bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None)
-clock, bad = time.time(), 0
-while iter_num < max_iters and not stop:
+bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=True if rank else None)
+clock, bad, ended = time.time(), 0, False
+while iter_num < max_iters and not ended:
     # cosine with warm-up
     lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
         1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
@@ -278,7 +322,11 @@ while iter_num < max_iters and not stop:
 
     # step
     before = iter_num
-    task = turns.choice(tasks_list)
+    odds = shares or {t: max(wrong[t], mix_floor) for t in tasks_list}
+    task = turns.choices(tasks_list, [odds[t] for t in tasks_list])[0]
+    if curriculum == 'linear':
+        for x in levels.values():
+            x.fill_(min(1, 2 * iter_num / max_iters))
     if cuda_graphs:
         if task not in graphs:
             graphs[task] = capture(task)
@@ -292,7 +340,14 @@ while iter_num < max_iters and not stop:
     bar.update(done)
 
     # log
+    ended = bool(stop)
     log_now, evaluate_now = iter_num % log_interval < done, iter_num % eval_interval < done or iter_num >= max_iters
+    if world > 1:  # all stop at the same iteration, at a log line
+        ended = False
+        if log_now or evaluate_now:
+            any_stop = torch.tensor(len(stop), device=device)
+            dist.all_reduce(any_stop)
+            ended = bool(any_stop)
     if log_now or evaluate_now:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
         bad = values.pop('in a row')
@@ -322,37 +377,48 @@ while iter_num < max_iters and not stop:
     if evaluate_now and not bad:  # weights that have just led to no numbers are not worth keeping
         model.eval()
         with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
-            exact = {t: evaluate(model, t, 'val', eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1)['exact_match']
-                     for t in tasks_list}
+            ask = lambda t, split, level: evaluate(model, t, split, eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1,
+                                                   level=level)['exact_match']
+            found = [{t: (ask(t, 'val', float(levels[t])), ask(t, 'val_ood', 1.0)) for t in tasks_list} if not rank else None]
         model.train()
-        mean_exact = sum(exact.values()) / len(exact)
+        if world > 1:  # what follows from it must be the same everywhere
+            dist.broadcast_object_list(found)
+        exact = found[0]
+        wrong = {t: 1 - (a + b) / 2 for t, (a, b) in exact.items()}
+        score = [min(map(float, levels.values())), 1 - sum(wrong.values()) / len(wrong)]  # first of all the full difficulty
         seconds, clock = seconds + time.time() - clock, time.time()
-        better = mean_exact >= best
-        best = max(best, mean_exact)
+        better = score >= best
+        best = max(best, score)
+        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(seconds, 2), 'val': {t: a for t, (a, _) in exact.items()},
+                                   'val_ood': {t: b for t, (_, b) in exact.items()}, 'level': {t: float(x) for t, x in levels.items()},
+                                   'odds': odds}) + '\n')
+        log_file.flush()
+        bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of distribution: "
+                  + ', '.join(f"{t} {a:.4f} {b:.4f}" + (f" at level {float(levels[t]):.2f}" if curriculum != 'none' else '')
+                              for t, (a, b) in exact.items()) + f" | {seconds:.1f} s")
+        if curriculum == 'adaptive':
+            for t, (a, _) in exact.items():
+                levels[t].add_(0.25 * (a >= promote)).clamp_(max=1)
         if better:  # first: a run that is killed in between does this evaluation again
             save('best.pt')
         save('ckpt.pt')
-        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(seconds, 2), 'val': exact}) + '\n')
-        log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | validation exact match " + ' '.join(f"{t} {v:.4f}" for t, v in exact.items())
-                  + f" | {seconds:.1f} s")
 bar.close()
 log_file.close()
-if not stop and bad:
+if not ended and bad:
     fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
-if stop:
+if ended and iter_num < max_iters:
     seconds += time.time() - clock
     save('ckpt.pt')
     again = [a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume']
     print(f"stopped at iteration {iter_num}; go on with: python {shlex.join(again)}")
-    sys.exit(128 + stop[0])
+    sys.exit(128 + (stop or [signal.SIGTERM])[0])
 print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, signal.SIG_DFL)
 here = os.path.dirname(os.path.abspath(__file__))
-for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']) if test_samples else ():
+for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']) if test_samples and not rank else ():
     print(f"\n$ python {script} --out_dir={out_dir} {' '.join(flags)}", flush=True)
     code = subprocess.run([sys.executable, os.path.join(here, script), f'--out_dir={out_dir}', f'--device={device}', *flags]).returncode
     if code:
