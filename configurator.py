@@ -37,6 +37,17 @@ def provenance():
             'python': platform.python_version(), **{name: version(name) for name in ('torch', 'numpy', 'scipy')}}
 
 
+def bounds(settings, **limits):
+    """End the script unless each setting named lies within its limits: the lowest, or (lowest, highest)"""
+    for key, limit in limits.items():
+        low, high = limit if isinstance(limit, tuple) else (limit, float('inf'))
+        if not low <= settings[key] <= high:
+            fail(f"{key} must be at least {low}" + (f" and at most {high}" if high < float('inf') else '') + f", not {settings[key]}")
+
+
+SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
+
+
 def convert(key, value, default, where):
     """`value`, which may be text from a flag, as the type of `default`"""
     kind = type(default)

@@ -191,7 +191,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads - self.forever))
         self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.gate_norm = nn.RMSNorm(c.d_inner)
+        self.gate_norm = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
     def project(self, u):
@@ -208,7 +208,13 @@ class Mamba2(nn.Module):
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
         y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
-        return u + self.out_proj(self.gate_norm(y.flatten(2).float() * F.silu(z)))
+        return u + self.out(y, z)
+
+    def out(self, y, z):
+        """The scan's y (..., H, P) and the gate z (..., d_inner) -> (..., D). The norm is over each head: one that counts far must not
+        drown the others."""
+        y = F.rms_norm(y.float() * F.silu(z).unflatten(-1, (self.n_heads, -1)), y.shape[-1:], eps=1e-5)
+        return self.out_proj(y.flatten(-2) * self.gate_norm)
 
     def step(self, u, state):
         """forward for the next token alone: u (B, D) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
@@ -220,7 +226,7 @@ class Mamba2(nn.Module):
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
         h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
         y = (h * C[:, None, None]).sum(-1) + self.D[:, None] * x
-        return u + self.out_proj(self.gate_norm(y.flatten(1).float() * F.silu(z))), (inputs[:, 1:], h)
+        return u + self.out(y, z), (inputs[:, 1:], h)
 
 
 # --- attention ---
@@ -336,7 +342,7 @@ class MiniJMamba(nn.Module):
         self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
         self.gate = nn.Linear(c.d_model, c.patch)
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
-        self.depth = nn.Linear(c.d_model, 3)                 # of brackets so far: broken, closed, open
+        self.depth = nn.Linear(c.d_model, 4)                 # of brackets so far: logits of broken, closed, open; and how many are open
         self.init_weights()
 
     @torch.no_grad()
@@ -480,10 +486,15 @@ def save_checkpoint(path, model, **rest):
         raise
 
 
-def load_checkpoint(out_dir, device='cpu', names=('best.pt', 'ckpt.pt')):
-    """The first of `names` in out_dir -> the model, in eval mode, and the whole checkpoint.
-    ValueError, with what to do, if there is none or it does not fit this code."""
-    path = next((p for p in (os.path.join(out_dir, n) for n in names) if os.path.exists(p)), None)
+def load_checkpoint(out_dir, device='cpu', init_from='out_dir'):
+    """The best checkpoint in out_dir, the last one (init_from='resume') or assets/release.pt (init_from='release') -> the
+    model, in eval mode, and the whole checkpoint. ValueError, with what to do, if there is none or it does not fit this code."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    paths = {'out_dir': [os.path.join(out_dir, 'best.pt'), os.path.join(out_dir, 'ckpt.pt')],
+             'resume': [os.path.join(out_dir, 'ckpt.pt')], 'release': [os.path.join(here, 'assets', 'release.pt')]}
+    if init_from not in paths:
+        raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
+    path = next((p for p in paths[init_from] if os.path.exists(p)), None)
     if path is None:
         raise ValueError(f"no checkpoint in {out_dir}; train one with: python train.py config/mirror.py --out_dir={out_dir}")
     try:

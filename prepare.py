@@ -14,7 +14,7 @@ an answer symbol always sounds in the slot of a question symbol (a dot is a slot
     bracket   ( ( ) )  ->  V . . .            V balanced, X not
     mod       1 7 % 5  ->  . . . 2            the remainder, ending where the question ends
     mod, one line of working at a time (train.py's aloud=True; the consumed part falls silent, the rest stays put):
-              9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . . . 5
+              9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . 1 2 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . 5 % 7  ->  . . . . . . . 5
 """
 import io
 import json
@@ -189,9 +189,10 @@ def n_digits(x):
     return sum((x >= 10 ** k).long() for k in range(1, 7)) + 1
 
 
-def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, level=1.0):
+def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, zeros=0, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
-    aloud=True asks a random line of the working, and the answer is the next line."""
+    aloud=True asks a random line of the working, and the answer is the next line; half of the questions then have leading
+    zeros, if A has fewer digits than `zeros`."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
     b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
@@ -207,46 +208,46 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
             randint(full(0), high * 100.0 ** (level - full(1.0)), generator)
     n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)
     # lay the symbols out in slots: write all that there could be, then close the gaps
-    put = lambda x, width: torch.stack([torch.where(p < n_digits(x), x // 10 ** p % 10 + ZERO, REST)
-                                        for p in reversed(range(width))], 1)
+    put = lambda x, width, shown=1: torch.stack([torch.where((p < n_digits(x)) | (p < shown), x // 10 ** p % 10 + ZERO, REST)
+                                                 for p in reversed(range(width))], 1)
     width = digits or len(str(high))
-    parts = [put(a, width)]
+    shown = randint(full(1 - zeros), full(zeros), generator) if aloud and zeros else full(1)  # digits, zeros among them, at least
+    parts = [put(a, max(width, zeros), shown)]
     for i in range(k):
         live = (i < n_ops)[:, None]
         parts += [torch.where(live, full(PERCENT)[:, None], REST), torch.where(live, put(b[:, i], 2), REST)]
     q = torch.cat(parts, 1)
     q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
-    ends = torch.cat([n_digits(a)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
+    ends = torch.cat([n_digits(a).maximum(shown)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
                                                         1 + n_digits(b), 0)], 1).cumsum(1) - 1  # last slot of each number
     slots = torch.arange(q.shape[1], device=device)
 
-    def line(a, done):
+    def line(a, done, shown=1):
         """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was"""
         place = ends.gather(1, done[:, None]) - slots
         digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
-        return torch.where(place < 0, q, torch.where(place < n_digits(a)[:, None], digit, REST))
+        return torch.where(place < 0, q, torch.where(place < n_digits(a).clamp(min=shown)[:, None], digit, REST))
 
     def step(a, done):
-        """The shortest leading part of `a` that is >= B becomes its remainder; B is used up once `a` is below it"""
+        """The shortest leading part of `a` that is >= B becomes its remainder; if there is none, B is used up"""
         more = done < n_ops
         c = b.gather(1, done.clamp(max=k - 1)[:, None])[:, 0]
         left = a
         for p in range(width):  # the largest power of ten that leaves a leading part >= B stays last
             lead = a // 10 ** p
             left = torch.where(lead >= c, a - (lead - lead % c) * 10 ** p, left)
-        left = torch.where(more, left, a)
-        return left, done + (more & (left < c)).long()
+        return torch.where(more, left, a), done + (more & (a < c)).long()
 
     done = torch.zeros_like(n_ops)
     if not aloud:
-        for _ in range(k * width):
+        for _ in range(k * (width + 1)):
             a, done = step(a, done)
         return q, line(a, done), ok
-    start = randint(full(0), n_ops, generator)  # lines to skip
-    for i in range(k):
+    start = randint(full(0), 2 * n_ops - 1, generator)  # lines to skip
+    for i in range(2 * k - 1):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
-    return line(a, done), line(*step(a, done)), ok
+    return line(a, done, shown), line(*step(a, done)), ok
 
 
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
@@ -267,9 +268,9 @@ def working(text):
     lines = [text]
     while '%' in lines[-1]:
         a, b, *rest = lines[-1].split('%')
-        lead = next((k for k in range(1, len(a)) if int(a[:k]) >= int(b)), len(a))
-        left = str(int(str(int(a[:lead]) % int(b)) + a[lead:]))
-        lines.append('%'.join([left, *([b] if int(left) >= int(b) else []), *rest]))
+        lead = next((k for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)  # the shortest leading part that is >= B
+        a = int(str(int(a[:lead]) % int(b)) + a[lead:]) if lead else int(a)
+        lines.append('%'.join([str(a), *([b] if lead else []), *rest]))
     return lines
 
 
@@ -321,7 +322,8 @@ SPLITS = {
 
 
 def hash100(q):
-    """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests or padding"""
+    """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests, padding or leading zeros"""
+    q = torch.where(((q == ZERO) | (q == REST)).cumprod(1) > 0, REST, q)
     h = torch.full_like(q[:, 0], 5381)
     for s in q.unbind(1):
         h = torch.where(s >= 0, (h * 33 + s + 1) % 1000003, h)
@@ -476,7 +478,7 @@ def split_names(task, split):
 
 
 if __name__ == '__main__':
-    from configurator import configure, fail
+    from configurator import SEEDS, bounds, configure, fail
     task = 'mirror'       # mirror, bracket or mod
     split = 'iid'         # train, val, iid, ood_length, ... : see SPLITS
     num_samples = 16      # examples to write
@@ -485,8 +487,7 @@ if __name__ == '__main__':
     configure(globals())
     if task not in TASKS:
         fail(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
-    if num_samples < 1 or not 0 <= seed < 2 ** 63:
-        fail("num_samples must be at least 1 and seed at least 0 (and below 2**63)")
+    bounds(globals(), num_samples=1, seed=SEEDS)
     try:
         names = split_names(task, split)
         folder = os.path.join(out_dir, task, split)

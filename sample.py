@@ -4,6 +4,7 @@ Ask a trained model and listen to its answer.
 $ python sample.py --out_dir=out/mirror --start=ABCA     # a question in symbols, played to the model in tones
 $ python sample.py --out_dir=out/mirror --wav=my.wav     # or a recording of one
 $ python sample.py --out_dir=out/mirror --num_samples=8  # or so many questions of a test split
+$ python sample.py --init_from=release --start='(()())'  # the weights that come with the code know all three tasks
 
 Writes 000_question.wav, 000_answer.wav, 000.png, ... and index.html, a page to listen to them, to out_dir/samples. A model
 that was taught to work aloud hears its own answers until they no longer change: 000_pass_1.wav, 000_pass_2.wav, ...
@@ -13,13 +14,14 @@ import os
 import re
 import sys
 
-from configurator import configure, fail
+from configurator import SEEDS, bounds, configure, fail
 from figures import spectrogram
 from model import load_checkpoint, pick_device
 from prepare import SPLITS, decode, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
 from score import transcribe
 
-out_dir = 'out/mirror'  # folder of the checkpoint
+out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
+init_from = 'out_dir'   # or release: the weights that come with the code; samples then go to out/release/samples
 start = ''              # the question in symbols, such as ABCA
 wav = ''                # or a WAV file that holds it; - reads one from standard input until 0.4 s of silence
 num_samples = 4         # or draw so many test questions
@@ -33,13 +35,12 @@ if '--start=' in sys.argv:
     fail("a question needs at least one symbol, such as --start=ABCA")
 if start and wav:
     fail("give --start or --wav, not both")
-if num_samples < 1 or think < 1 or not 0 <= seed < 2 ** 63:
-    fail("num_samples and think must be at least 1 and seed at least 0 (and below 2**63)")
+bounds(globals(), num_samples=1, think=1, seed=SEEDS)
 
 # --- questions: (waveform, text, right answer) ---
 try:
     device = pick_device(device)
-    model, checkpoint = load_checkpoint(out_dir, device)
+    model, checkpoint = load_checkpoint(out_dir, device, init_from)
     tasks = checkpoint['config']['tasks'].split(',')
     task_for = lambda text: tasks[0] if len(tasks) == 1 else task_of(text)
     questions = []
@@ -66,6 +67,7 @@ except ValueError as e:
     fail(e)
 
 # --- answers ---
+out_dir = 'out/release' if init_from == 'release' else out_dir
 sample_dir = sample_dir or os.path.join(out_dir, 'samples')
 rows = []
 try:

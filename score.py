@@ -147,8 +147,9 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, **override
 
 
 if __name__ == '__main__':
-    from configurator import configure, fail, provenance
-    out_dir = 'out/mirror'  # folder of the checkpoint
+    from configurator import SEEDS, bounds, configure, fail, provenance
+    out_dir = 'out/mirror'  # folder of the checkpoint, and of scores.json
+    init_from = 'out_dir'   # or release: the weights that come with the code; scores.json then goes to out/release
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
@@ -177,11 +178,10 @@ if __name__ == '__main__':
     if wavs:
         sys.exit(0)
 
-    if num_samples < 1 or think < 1 or not 0 <= seed < 2 ** 63:
-        fail("num_samples and think must be at least 1 and seed at least 0 (and below 2**63)")
+    bounds(globals(), num_samples=1, think=1, seed=SEEDS)
     try:
         device = pick_device(device)
-        model, checkpoint = load_checkpoint(out_dir, device)
+        model, checkpoint = load_checkpoint(out_dir, device, init_from)
         trained_on = checkpoint['config']
     except ValueError as e:
         fail(e)
@@ -209,8 +209,9 @@ if __name__ == '__main__':
     print(f"seconds: {time.time() - t0:.1f}")
     if split != 'all':  # scores.json is of the whole test
         sys.exit(0)
-    path = os.path.join(out_dir, 'scores.json')
+    path = os.path.join('out/release' if init_from == 'release' else out_dir, 'scores.json')
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path + '.tmp', 'w') as f:
             json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'],
                        'checkpoint': checkpoint.get('provenance'), **provenance()}, f, indent=1)

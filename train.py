@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import configure, fail, provenance
+from configurator import SEEDS, bounds, configure, fail, provenance
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint, pick_device, save_checkpoint
 from prepare import LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
@@ -45,6 +45,7 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = 0                # silent slots strewn into a training question, at most
 aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
+zeros = 0                # mod aloud: half of the training questions begin with zeros that make A up to so many digits long
 think = 16               # mod aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -61,6 +62,7 @@ w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
 w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
+w_count = 0.0            # bracket: L1 of how many are open
 w_depth = 0.1            # bracket: cross-entropy of the depth so far, from the encoder
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
@@ -104,12 +106,9 @@ if batch_size % world:
     fail(f"batch_size = {batch_size} must be a multiple of the {world} processes")
 if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
-for k, low in dict(batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
-                   warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=0, beta2=0,
-                   seed=0, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0).items():
-    high = {'beta1': 0.9999, 'beta2': 0.999999, 'seed': 2 ** 63 - 1}.get(k, math.inf)
-    if not low <= config[k] <= high:
-        fail(f"{k} must be at least {low}" + (f" and at most {high}" if high < math.inf else '') + f", not {config[k]}")
+bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
+       warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
+       seed=SEEDS, rests=0, zeros=(0, 9), mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, w_count=0)
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
 out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
@@ -134,7 +133,7 @@ turns = random.Random(seed)                            # of the tasks
 try:
     os.makedirs(out_dir, exist_ok=True)
     if init_from == 'resume':
-        model, checkpoint = load_checkpoint(out_dir, device, ['ckpt.pt'])
+        model, checkpoint = load_checkpoint(out_dir, device, 'resume')
         model.train()
         for k in ('tasks', 'aloud', 'curriculum', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'patch', 'seed'):
             if config[k] != checkpoint['config'][k]:
@@ -233,7 +232,10 @@ def score_frames(frames, logits, depth, batch, task):
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
             label = torch.where(below, 0, torch.where(level == 0, 1, 2)).gather(1, slot.clamp(min=0).long())
             label = torch.where(slot < 0, 1, label)
-            out['w_depth'] = mean(F.cross_entropy(depth.float().transpose(1, 2), label, reduction='none'))
+            out['w_depth'] = mean(F.cross_entropy(depth[..., :3].float().transpose(1, 2), label, reduction='none'))
+            if w_count:  # how deep, as a number
+                count = torch.where(slot < 0, 0, level.gather(1, slot.clamp(min=0).long())).float()
+                out['w_count'] = mean(F.smooth_l1_loss(depth[..., 3].float(), count, reduction='none', beta=0.1))
     return out
 
 
@@ -245,7 +247,7 @@ def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, level=levels[task],
-                           **({'aloud': aloud} if task == 'mod' else {}))
+                           **({'aloud': aloud, 'zeros': zeros} if task == 'mod' else {}))
         with amp:
             parts = compute_losses(batch, task)
             loss = sum(weights[k] * v for k, v in parts.items())
@@ -290,9 +292,9 @@ def capture(task):
 if compile:
     import prepare
     torch._dynamo.config.cache_size_limit = 64
-    for part in model.modules():
-        if isinstance(part, (Mamba2, SelfAttention, CrossAttention)):  # compiled once for all layers of a kind
-            part.compile(dynamic=False)
+    for layer in model.modules():
+        if isinstance(layer, (Mamba2, SelfAttention, CrossAttention)):  # compiled once for all layers of a kind
+            layer.compile(dynamic=False)
     model.hear = torch.compile(model.hear, dynamic=False)
     prepare.play = torch.compile(prepare.play, dynamic=False)
     score_frames = torch.compile(score_frames, dynamic=False)
@@ -358,7 +360,7 @@ while iter_num < max_iters and not ended:
                 bar.close()
                 fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
                      "try a lower learning_rate or dtype=float32", 1)
-            _, good = load_checkpoint(out_dir, device, ['ckpt.pt'])
+            _, good = load_checkpoint(out_dir, device, 'resume')
             model.load_state_dict(good['model'])
             optimizer.load_state_dict(good['optimizer'])
             graphs.clear()
@@ -376,10 +378,12 @@ while iter_num < max_iters and not ended:
     # evaluate: exact match, heard by the scorer from the answers' waveforms
     if evaluate_now and not bad:  # weights that have just led to no numbers are not worth keeping
         model.eval()
+        torch.backends.cuda.matmul.allow_tf32 = False  # as it will be heard by score.py: long counts need the digits
         with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
             ask = lambda t, split, level: evaluate(model, t, split, eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1,
                                                    level=level)['exact_match']
             found = [{t: (ask(t, 'val', float(levels[t])), ask(t, 'val_ood', 1.0)) for t in tasks_list} if not rank else None]
+        torch.backends.cuda.matmul.allow_tf32 = True
         model.train()
         if world > 1:  # what follows from it must be the same everywhere
             dist.broadcast_object_list(found)
