@@ -249,7 +249,7 @@ def around(x, w):
 def local_weights(q, k, valid, w, reach, causal=False):
     """Attention weights within `reach` <= w tokens, in time linear in T.
 
-    q and k (B, h, T, d), valid (B, T) bool, reach an int or (h, 1, 1) -> (B, h, T / w, w, 3w), to be multiplied with
+    q and k (B, h, T, d), valid (B, h or 1, T) bool, reach an int or (h, 1, 1) -> (B, h, T / w, w, 3w), to be multiplied with
     around(values, w)"""
     T = q.shape[2]
     q = F.pad(q, (0, 0, 0, -T % w)).unflatten(2, (-1, w))  # (B, h, c, w, d)
@@ -259,10 +259,10 @@ def local_weights(q, k, valid, w, reach, causal=False):
     near = offset.abs() <= reach
     if causal:
         near = near & (offset <= 0)
-    there = around(valid[:, None, :, None].to(q.dtype), w).transpose(-1, -2) > 0  # (B, 1, c, 1, 3w)
-    near = near[:, None] if near.dim() == 3 else near
-    # a large negative number, not -inf: a query that is padding may see no key at all
-    return score.masked_fill(~(near & there), -1e9).softmax(-1).to(q.dtype)
+    there = around(valid[..., None].to(q.dtype), w).transpose(-1, -2) > 0  # (B, h or 1, c, 1, 3w)
+    near = (near[:, None] if near.dim() == 3 else near) & there
+    # a large negative number, not -inf: a query may see no key at all, and then gets nothing
+    return score.masked_fill(~near, -1e9).softmax(-1).masked_fill(~near, 0).to(q.dtype)
 
 
 def local_values(weights, v, w):
@@ -283,7 +283,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, valid):
         w = self.c.window
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.c.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, d)
-        y = local_values(local_weights(rotary(q), rotary(k), valid, w, w, causal=True), v, w)
+        y = local_values(local_weights(rotary(q), rotary(k), valid[:, None], w, w, causal=True), v, w)
         return x + self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -292,7 +292,8 @@ class CrossAttention(nn.Module):
     query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) -> (B, T, D), pointed-at (B, T, patch * F)"""
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and, for the clock heads other than the
+    pointer, seen (B, T) -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -305,7 +306,7 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(c.d_model, c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
-    def forward(self, query, memory, frames, valid):
+    def forward(self, query, memory, frames, valid, seen):
         c, half, T = self.c, self.c.n_head // 2, memory.shape[1]
         heads = lambda y, n: y.unflatten(-1, (n, -1)).transpose(1, 2)  # (B, h, T, d)
         memory = self.memory_norm(memory)
@@ -317,7 +318,8 @@ class CrossAttention(nn.Module):
         # clock: the second half, and the pointer, which reaches less far
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
-        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k[:, half:]), valid, c.window, reach)
+        there = torch.stack([*[seen] * half, valid], 1)
+        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k[:, half:]), there, c.window, reach)
         clock = local_values(weights[:, :half], v[:, half:], c.window)
         pointed = local_values(weights[:, half:], frames[:, None], c.window)[:, 0]
         y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
@@ -392,20 +394,22 @@ class MiniJMamba(nn.Module):
             after.append(layer_state)
         return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
 
-    def forward(self, question, lengths):
-        """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes;
+    def forward(self, question, lengths, seen=None):
+        """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many the decoder may look at in place, (B,), all of
+        them if not given; what lies beyond, it knows from the summary alone and can only point at -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
         heard = self.hear(question)
-        return self.answer(self.encode(heard), heard, lengths)
+        return self.answer(self.encode(heard), heard, lengths, seen)
 
-    def answer(self, memory, heard, lengths):
+    def answer(self, memory, heard, lengths, seen=None):
         """forward, once the question has been encoded to memory (B, T, D) from its frames heard (B, T, patch * F)"""
         c = self.config
         n = ((lengths + c.token - 1) // c.token).clamp(1, heard.shape[1])  # (B,) tokens
         valid = torch.arange(heard.shape[1], device=heard.device) < n[:, None]
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
         query = self.start + self.last(last)  # (B, 1, D)
-        x, pointed = self.cross(query, memory, heard, valid)
+        in_sight = valid if seen is None else valid & (torch.arange(heard.shape[1], device=heard.device) < seen[:, None] // c.token)
+        x, pointed = self.cross(query, memory, heard, valid, in_sight)
         x = query + x
         half = len(self.decoder) // 2
         at = torch.arange(heard.shape[1], device=heard.device)
@@ -501,7 +505,7 @@ def load_checkpoint(out_dir, device='cpu', init_from='out_dir'):
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         model = MiniJMamba(JMambaConfig(**checkpoint['model_args'])).to(device)
         model.load_state_dict(checkpoint['model'])
-        checkpoint['config']['tasks'], checkpoint['config']['aloud'], checkpoint['iter_num']
+        checkpoint['config']['tasks'].split(','), checkpoint['config']['aloud'].split(','), checkpoint['iter_num']
     except Exception:  # a broken file fails in many ways: as a zip, a pickle, a config, a shape
         raise ValueError(f"{path} is not a checkpoint of this model, or is damaged; remove it and train again") from None
     return model.eval(), checkpoint

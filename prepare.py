@@ -13,7 +13,9 @@ an answer symbol always sounds in the slot of a question symbol (a dot is a slot
     mirror    C A B B  ->  C A B B            play what you heard
     bracket   ( ( ) )  ->  V . . .            V balanced, X not
     mod       1 7 % 5  ->  . . . 2            the remainder, ending where the question ends
-    mod, one line of working at a time (train.py's aloud=True; the consumed part falls silent, the rest stays put):
+    Worked out aloud, the answer is the next line of the working; what is used up falls silent, the rest stays where it was:
+    bracket   ( ( ) ( ) )  ->  ( . . . . )  ->  V . . . . .    pairs that meet go; V when all are gone, X when none meet
+    mod       a line replaces the shortest leading part of A that is >= B by its remainder, or drops % B if there is none
               9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . 1 2 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . 5 % 7  ->  . . . . . . . 5
 """
 import io
@@ -27,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.io import wavfile
 
 SAMPLE_RATE = 16000
@@ -145,13 +148,28 @@ def depths(q):
     return depth, depth.cummin(1).values < 0
 
 
-def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, level=1.0):
+def meet(q):
+    """Rows of brackets (n, N) -> the next line of working: pairs that meet, with rests between at most, fall silent. If that is all,
+    the verdict is V, and if none do, X; it sounds in the slot of the first bracket, and is its own next line."""
+    at, N = torch.arange(q.shape[1], device=q.device), q.shape[1]
+    after = F.pad(torch.where(q == REST, N, at).flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=N)  # the next slot that sounds
+    before = F.pad(torch.where(q == REST, -1, at).cummax(1).values[:, :-1], (1, 0), value=-1)
+    symbol = lambda slot: F.pad(q, (1, 1), value=REST).gather(1, slot + 1)
+    gone = ((q == OPEN) & (symbol(after) == CLOSE)) | ((q == CLOSE) & (symbol(before) == OPEN))
+    left = torch.where(gone, REST, q)
+    verdict = torch.where((left == REST).all(1), VALID, torch.where(gone.any(1) | (q >= VALID).any(1), REST, INVALID))[:, None]
+    first = (q != REST).long().argmax(1, keepdim=True)
+    return torch.where(verdict == REST, left, torch.where(at == first, verdict, REST))
+
+
+def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, aloud=False, level=1.0):
     """Even rows are balanced; the odd row after each is not and has the same length. Balanced strings of one length are
     uniform by the cycle lemma: of the rotations of k+1 opening and k closing brackets just one stays above 0 (Dvoretzky
     and Motzkin, 1947). The unbalanced ones: 1/4 shuffled (equal counts), 2/3 one swap from balanced (equal counts), the
     rest one flip from it; most of them keep ( in front and ) at the end, or either would give them away.
     uniform=True weights lengths by how many balanced strings they have, so that each of those counts alike; otherwise
-    longer ones are drawn more often, as many of them are held out."""
+    longer ones are drawn more often, as many of them are held out. aloud=True asks a random line of the working, and the
+    answer is the next line."""
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)
     pairs = torch.arange(low // 2, high // 2 + 1, device=device)
     catalan = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1)
@@ -180,6 +198,11 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, l
     q = torch.where(inside, torch.where(torch.where(odd, wrong, up), OPEN, CLOSE), REST)
     depth, below = depths(q)
     balanced = (depth[:, -1] == 0) & ~below[:, -1]
+    if aloud:
+        skip = torch.randint(4, (n, 1), generator=generator, device=device)
+        for i in range(3):
+            q = torch.where(i < skip, meet(q), q)
+        return q, meet(q), balanced == ~odd[:, 0]
     a = torch.full_like(q, REST)
     a[:, 0] = torch.where(balanced, VALID, INVALID)
     return q, a, balanced == ~odd[:, 0]
@@ -189,10 +212,9 @@ def n_digits(x):
     return sum((x >= 10 ** k).long() for k in range(1, 7)) + 1
 
 
-def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, zeros=0, level=1.0):
+def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
-    aloud=True asks a random line of the working, and the answer is the next line; half of the questions then have leading
-    zeros, if A has fewer digits than `zeros`."""
+    aloud=True asks a random line of the working, and the answer is the next line."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
     b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
@@ -208,25 +230,24 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
             randint(full(0), high * 100.0 ** (level - full(1.0)), generator)
     n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)
     # lay the symbols out in slots: write all that there could be, then close the gaps
-    put = lambda x, width, shown=1: torch.stack([torch.where((p < n_digits(x)) | (p < shown), x // 10 ** p % 10 + ZERO, REST)
-                                                 for p in reversed(range(width))], 1)
+    put = lambda x, width: torch.stack([torch.where(p < n_digits(x), x // 10 ** p % 10 + ZERO, REST)
+                                        for p in reversed(range(width))], 1)
     width = digits or len(str(high))
-    shown = randint(full(1 - zeros), full(zeros), generator) if aloud and zeros else full(1)  # digits, zeros among them, at least
-    parts = [put(a, max(width, zeros), shown)]
+    parts = [put(a, width)]
     for i in range(k):
         live = (i < n_ops)[:, None]
         parts += [torch.where(live, full(PERCENT)[:, None], REST), torch.where(live, put(b[:, i], 2), REST)]
     q = torch.cat(parts, 1)
     q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
-    ends = torch.cat([n_digits(a).maximum(shown)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
+    ends = torch.cat([n_digits(a)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
                                                         1 + n_digits(b), 0)], 1).cumsum(1) - 1  # last slot of each number
     slots = torch.arange(q.shape[1], device=device)
 
-    def line(a, done, shown=1):
+    def line(a, done):
         """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was"""
         place = ends.gather(1, done[:, None]) - slots
         digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
-        return torch.where(place < 0, q, torch.where(place < n_digits(a).clamp(min=shown)[:, None], digit, REST))
+        return torch.where(place < 0, q, torch.where(place < n_digits(a)[:, None], digit, REST))
 
     def step(a, done):
         """The shortest leading part of `a` that is >= B becomes its remainder; if there is none, B is used up"""
@@ -247,7 +268,7 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     for i in range(2 * k - 1):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
-    return line(a, done, shown), line(*step(a, done)), ok
+    return line(a, done), line(*step(a, done)), ok
 
 
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
@@ -264,8 +285,11 @@ def strew(rows, rests, generator):
 
 
 def working(text):
-    """A question of mod in text -> its lines of working, from the question to the answer"""
+    """A question of mod or bracket in text -> its lines of working, from the question to the answer"""
     lines = [text]
+    while set(lines[-1]) & set('()'):
+        left = lines[-1].replace('()', '')
+        lines.append('V' if not left else 'X' if left == lines[-1] else left)
     while '%' in lines[-1]:
         a, b, *rest = lines[-1].split('%')
         lead = next((k for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)  # the shortest leading part that is >= B
@@ -322,8 +346,7 @@ SPLITS = {
 
 
 def hash100(q):
-    """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests, padding or leading zeros"""
-    q = torch.where(((q == ZERO) | (q == REST)).cumprod(1) > 0, REST, q)
+    """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests or padding"""
     h = torch.full_like(q[:, 0], 5381)
     for s in q.unbind(1):
         h = torch.where(s >= 0, (h * 33 + s + 1) % 1000003, h)
@@ -365,6 +388,7 @@ class Batch(NamedTuple):
     question: torch.Tensor   # (B, S) waveform with noise
     answer: torch.Tensor     # (B, S) waveform without
     lengths: torch.Tensor    # (B,) samples of the question that count, the same for the answer
+    changed: torch.Tensor    # (B,) samples up to the end of the last slot in which the answer is not the question
     asked: torch.Tensor      # (B, N) symbols
     wanted: torch.Tensor     # (B, N) symbols
     rhythm: Rhythm
@@ -378,16 +402,16 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), *
     n_samples = max_samples(asked.shape[1])
     noise = NOISE * torch.rand(n, 1, generator=generator, device=device) * torch.randn(n, n_samples, generator=generator, device=device)
     asked, wanted, rhythm, noise = asked[part], wanted[part], Rhythm(*[t[part] for t in rhythm]), noise[part]
-    last = torch.where((asked != REST) | (wanted != REST), torch.arange(asked.shape[1], device=device), 0).amax(1)
-    lengths = (rhythm.end.gather(1, last[:, None])[:, 0] * SAMPLE_RATE).round().long()
+    end = (rhythm.end * SAMPLE_RATE).round().long()
+    lengths, changed = (torch.where(which, end, 0).amax(1) for which in ((asked != REST) | (wanted != REST), asked != wanted))
     clean = play(asked, rhythm, n_samples)
     question = clean + noise
     if task == 'mirror':
-        return Batch(question, clean, lengths, asked, wanted, rhythm)
+        return Batch(question, clean, lengths, changed, asked, wanted, rhythm)
     # what is played anew, not repeated, is played plainly: on pitch and of middle loudness
     new = asked != wanted
     plain = rhythm._replace(detune=rhythm.detune.where(~new, 0), amplitude=rhythm.amplitude.where(~new, 0.65))
-    return Batch(question, play(wanted, plain, n_samples), lengths, asked, wanted, rhythm)
+    return Batch(question, play(wanted, plain, n_samples), lengths, changed, asked, wanted, rhythm)
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):

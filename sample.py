@@ -27,7 +27,7 @@ wav = ''                # or a WAV file that holds it; - reads one from standard
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split
 sample_dir = ''         # where to write; '' is out_dir/samples
-think = 16              # passes at most when mod is worked out aloud
+think = 16              # passes at most when a task is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
 device = 'auto'         # auto, cpu, cuda, mps
 configure(globals())
@@ -76,7 +76,7 @@ try:
         if re.fullmatch(r'\d{3}((_question|_answer|_pass_\d+)\.wav|\.png)', name):
             os.remove(os.path.join(sample_dir, name))
     for i, (wave, asked, wanted) in enumerate(questions):
-        aloud = task_for(asked) == 'mod' and checkpoint['config']['aloud']
+        aloud = task_for(asked) in checkpoint['config']['aloud'].split(',')
         answers, passes = model.generate(wave[None].to(device), think=think if aloud else 1, conversation=True)
         answers = [a[0].cpu() for a in answers[:max(1, int(passes) if aloud else 1)]]  # the last pass only repeats
         heard = [transcribe(a[None])[0] for a in answers]

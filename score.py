@@ -153,7 +153,7 @@ if __name__ == '__main__':
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
-    think = 16              # passes at most when mod is worked out aloud
+    think = 16              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
@@ -192,7 +192,7 @@ if __name__ == '__main__':
     scores, t0 = {}, time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task, name in splits:
-        r = evaluate(model, task, name, num_samples, seed, device, think if task == 'mod' and trained_on['aloud'] else 1)
+        r = evaluate(model, task, name, num_samples, seed, device, think if task in trained_on['aloud'].split(',') else 1)
         wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
                           r['mistakes'][:None if verbose else 1])
         print(f"{task:8} {name:14} {r['n']:9} {r['distinct']:8} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",

@@ -534,7 +534,7 @@ def test_two_thousand_broken_wavs(tmp_path):
 
 
 def test_broken_checkpoints_and_smuggled_code(tmp_path):
-    save_checkpoint(str(tmp_path / 'best.pt'), MiniJMamba(JMambaConfig(**TINY)), config={'tasks': 'mirror', 'aloud': True}, iter_num=0)
+    save_checkpoint(str(tmp_path / 'best.pt'), MiniJMamba(JMambaConfig(**TINY)), config={'tasks': 'mirror', 'aloud': ''}, iter_num=0)
     good, rng = (tmp_path / 'best.pt').read_bytes(), random.Random(2)
     for _ in range(100):
         data = bytearray(good)
@@ -612,7 +612,7 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
 
 def test_saving_is_all_or_nothing(tmp_path):
     model = MiniJMamba(JMambaConfig(**TINY))
-    save_checkpoint(str(tmp_path / 'best.pt'), model, config={'tasks': 'mirror', 'aloud': True}, iter_num=0)
+    save_checkpoint(str(tmp_path / 'best.pt'), model, config={'tasks': 'mirror', 'aloud': ''}, iter_num=0)
     before = (tmp_path / 'best.pt').read_bytes()
     with pytest.raises(Exception):
         save_checkpoint(str(tmp_path / 'best.pt'), model, config=lambda: 0)  # cannot be pickled

@@ -44,9 +44,10 @@ mix_floor = 0.1          # error that a task counts as having at least, so that 
 curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = 0                # silent slots strewn into a training question, at most
-aloud = True             # mod: one line of working is the answer to the last; false asks for the result at once
-zeros = 0                # mod aloud: half of the training questions begin with zeros that make A up to so many digits long
-think = 16               # mod aloud: passes at most when it is asked
+aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
+blind = 0.0              # share of the training examples in which the decoder cannot look at what the answer leaves as it is behind
+                         # the last change: it has to know from its own work where that ends, and to point at the rest
+think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
 # model: see JMambaConfig
@@ -94,6 +95,9 @@ tasks_list = tasks.split(',')
 for t in tasks_list:
     if t not in TASKS:
         fail(f"there is no task {t!r}; the tasks are {', '.join(TASKS)}")
+aloud_list = aloud.split(',') if aloud else []
+if not set(aloud_list) <= {'mod', 'bracket'} & set(tasks_list):
+    fail(f"aloud names those of the tasks {tasks} that are worked out aloud, mod or bracket or both, not {aloud!r}")
 try:
     shares = None if mix == 'error' else dict(zip(tasks_list, map(float, mix.split(',')), strict=True))
     if shares and not (min(shares.values()) >= 0 and 0 < sum(shares.values()) < math.inf):
@@ -108,7 +112,7 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       seed=SEEDS, rests=0, zeros=(0, 9), mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, w_count=0)
+       seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, w_count=0, blind=(0, 1))
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
 out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
@@ -200,13 +204,15 @@ def multi_resolution_stft(x, y):
 
 def compute_losses(batch, task):
     """One batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
-    return score_frames(*model(batch.question, batch.lengths), batch, task)
+    hidden = torch.rand(batch_size, generator=generator, device=device)[part] < blind
+    seen = torch.where(hidden, batch.changed, batch.question.shape[1])
+    return score_frames(*model(batch.question, batch.lengths, seen), batch, seen, task)
 
 
-def score_frames(frames, logits, depth, batch, task):
+def score_frames(frames, logits, depth, batch, seen, task):
     s, token = model.spectrum, model.config.token
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
-    mean = lambda x: ((x * valid).sum(1) / valid.sum(1)).mean()  # every example counts alike
+    mean = lambda x, over=valid: ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()  # every example counts alike
     out = {}
     with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
         target = s.stft(batch.answer)
@@ -226,7 +232,8 @@ def score_frames(frames, logits, depth, batch, task):
             t = torch.arange(valid.shape[1], device=device) * seconds_of + middle - batch.rhythm.start.gather(1, slot)
             label = batch.wanted.gather(1, slot)
             label = torch.where((t >= 0) & (t < batch.rhythm.length.gather(1, slot)) & (label != REST), label, len(SYMBOLS))
-            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'))
+            known = torch.arange(valid.shape[1], device=device) < seen[:, None] // token
+            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'), valid & known)
         if w_depth and task == 'bracket':  # after the last bracket that has been heard for 50 ms
             level, below = depths(batch.asked)
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
@@ -247,7 +254,7 @@ def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, level=levels[task],
-                           **({'aloud': aloud, 'zeros': zeros} if task == 'mod' else {}))
+                           **({'aloud': True} if task in aloud_list else {}))
         with amp:
             parts = compute_losses(batch, task)
             loss = sum(weights[k] * v for k, v in parts.items())
@@ -380,7 +387,7 @@ while iter_num < max_iters and not ended:
         model.eval()
         torch.backends.cuda.matmul.allow_tf32 = False  # as it will be heard by score.py: long counts need the digits
         with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
-            ask = lambda t, split, level: evaluate(model, t, split, eval_samples, seed + 1, device, think if t == 'mod' and aloud else 1,
+            ask = lambda t, split, level: evaluate(model, t, split, eval_samples, seed + 1, device, think if t in aloud_list else 1,
                                                    level=level)['exact_match']
             found = [{t: (ask(t, 'val', float(levels[t])), ask(t, 'val_ood', 1.0)) for t in tasks_list} if not rank else None]
         torch.backends.cuda.matmul.allow_tf32 = True

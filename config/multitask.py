@@ -1,0 +1,16 @@
+# One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
+out_dir = 'out/multitask'
+tasks = 'mirror,bracket,mod'
+aloud = 'mod,bracket'
+rests = 4
+blind = 0.5
+batch_size = 512
+learning_rate = 1.5e-3
+min_lr = 1e-5
+max_iters = 12000
+lr_decay_iters = 12000
+warmup_iters = 200
+eval_interval = 1500
+eval_samples = 200
+log_interval = 100
+compile = True
