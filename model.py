@@ -344,7 +344,7 @@ class MiniJMamba(nn.Module):
         self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
         self.gate = nn.Linear(c.d_model, c.patch)
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
-        self.depth = nn.Linear(c.d_model, 4)                 # of brackets so far: logits of broken, closed, open; and how many are open
+        self.depth = nn.Linear(c.d_model, 3)                 # of brackets so far: broken, closed, open
         self.init_weights()
 
     @torch.no_grad()

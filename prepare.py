@@ -125,7 +125,7 @@ L, A, K = encode('LAK')
 def randint(low, high, generator):
     """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
     r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
-    return low + (r * (high - low + 1)).long()
+    return low + (r * (high.floor() - low + 1)).long()
 
 
 def mirror(n, generator, device, low=3, high=10, unseen=False, level=1.0):
@@ -199,9 +199,9 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, a
     depth, below = depths(q)
     balanced = (depth[:, -1] == 0) & ~below[:, -1]
     if aloud:
-        skip = torch.randint(4, (n, 1), generator=generator, device=device)
-        for i in range(3):
-            q = torch.where(i < skip, meet(q), q)
+        skip = 4 * rand(n, 1).square()  # 0 is likely, or most of the lines would be verdicts
+        for i in range(1, 4):
+            q = torch.where(i <= skip, meet(q), q)
         return q, meet(q), balanced == ~odd[:, 0]
     a = torch.full_like(q, REST)
     a[:, 0] = torch.where(balanced, VALID, INVALID)
@@ -275,12 +275,13 @@ TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
 
 
 def strew(rows, rests, generator):
-    """Silent slots strewn between the symbols of each (n, N) in rows, in all of them alike, `rests` at most; a few long pauses are
-    as likely as many short ones -> (n, N + rests) each"""
+    """Up to `rests` silent slots strewn before, between and behind the symbols of each (n, N) in rows, in all of them alike -> (n, N + rests)
+    each. Few examples get many, and then most of them in one place: a pause."""
     n, N = rows[0].shape
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=rows[0].device)
-    pause = (rand(n, N) ** 6 * rand(n, 1) * (rests + 1)).long()
-    slot = torch.arange(N, device=pause.device) + pause.cumsum(1).clamp(max=rests)
+    share = (rand(n, N + 1) + 0.01) ** -2
+    share = share.cumsum(1)[:, :N] / share.sum(1, keepdim=True)
+    slot = torch.arange(N, device=share.device) + (share * rand(n, 1) ** 3 * (rests + 1)).long().clamp(max=rests)
     return [row.new_full((n, N + rests), REST).scatter(1, slot, row) for row in rows]
 
 
@@ -401,9 +402,13 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), *
     rhythm = make_rhythm(n, asked.shape[1], generator, device)
     n_samples = max_samples(asked.shape[1])
     noise = NOISE * torch.rand(n, 1, generator=generator, device=device) * torch.randn(n, n_samples, generator=generator, device=device)
-    asked, wanted, rhythm, noise = asked[part], wanted[part], Rhythm(*[t[part] for t in rhythm]), noise[part]
+    at = torch.arange(asked.shape[1], device=asked.device)
+    last = torch.where((asked != REST) | (wanted != REST), at, 0).amax(1)
+    if split == 'train':  # silence behind the last symbol may count as well: a recording has it, and a line of working whose end is used up
+        last += (torch.rand(n, generator=generator, device=last.device) ** 3 * (asked.shape[1] - last)).long()
+    asked, wanted, rhythm, noise, last = asked[part], wanted[part], Rhythm(*[t[part] for t in rhythm]), noise[part], last[part]
     end = (rhythm.end * SAMPLE_RATE).round().long()
-    lengths, changed = (torch.where(which, end, 0).amax(1) for which in ((asked != REST) | (wanted != REST), asked != wanted))
+    lengths, changed = end.gather(1, last[:, None])[:, 0], torch.where(asked != wanted, end, 0).amax(1)
     clean = play(asked, rhythm, n_samples)
     question = clean + noise
     if task == 'mirror':

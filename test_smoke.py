@@ -3,10 +3,12 @@ Every test.
 
 $ python -m pytest test_smoke.py      # two and a half minutes on two CPU cores
 """
+import functools
 import io
 import json
 import math
 import multiprocessing
+import operator
 import os
 import random
 import re
@@ -24,10 +26,11 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 import prepare
+import score
 from configurator import configure
-from model import JMambaConfig, MiniJMamba, load_checkpoint, save_checkpoint, ssd
+from model import JMambaConfig, MiniJMamba, load_checkpoint, local_values, local_weights, save_checkpoint, ssd
 from prepare import (SPLITS, SYMBOLS, TASKS, bucket_of, decode, draw, encode, make_batch, make_rhythm, max_samples, play,
-                     play_text, read_wav, solve, split_batches, write_wav)
+                     play_text, read_wav, solve, split_batches, working, write_wav)
 from score import edit_distance, find_tones, transcribe
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -164,24 +167,47 @@ def test_labels_against_an_independent_check():
     assert not set(''.join(decode(r) for r in draw('mirror', 'train', 1000, gen())[0])) & set('KL')
 
 
-def test_a_line_of_working_leads_to_the_answer():
-    q, a = draw('mod', 'train', 2000, gen(5), aloud=True)
+@pytest.mark.parametrize('task, answered', [('mod', lambda t: str(functools.reduce(operator.mod, map(int, t.split('%'))))),
+                                            ('bracket', lambda t: t if t in ('V', 'X') else 'V' if balanced(t) else 'X')])
+def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answered):
+    q, a = draw(task, 'train', 2000, gen(5), aloud=True, rests=4)
+    starts = set()
     for asked, line in zip(q, a):
         was, now = decode(asked), decode(line)
-        value = lambda t: solve('mod', t)
-        assert value(was) == value(now), (was, now)
-        if '%' in was:
-            (x, b), (y, *_) = map(int, was.split('%')[:2]), map(int, now.split('%')[:1])
-            assert now != was and (y < x or len(now.split('%')) < len(was.split('%')))
-            k = next((k for k in range(1, len(str(x)) + 1) if int(str(x)[:k]) >= b), None)
-            left = int(str(int(str(x)[:k]) % b) + str(x)[k:]) if k else x
-            assert now == '%'.join([str(left), *was.split('%')[1 if left >= b else 2:]])
-        else:
-            assert now == was
-        # what has not been worked on stays in its slot
-        tail = len(now) - len(now.split('%')[0])
-        if tail:
-            assert (asked[asked >= 0][-tail:] == line[line >= 0][-tail:]).all()
+        lines = working(was)
+        assert now == (lines[1] if len(lines) > 1 else was) and lines[-1] == answered(was) == answered(now)
+        changed = (asked != line).nonzero()[:, 0]
+        assert not len(changed) or task == 'bracket' or (asked[changed[-1] + 1:] >= 0).any() or '%' not in now
+        new = asked != line
+        assert (line[new & (asked == prepare.REST)] == prepare.REST).all()  # no symbol sounds where none was
+        starts.add(len(lines) - 1)
+    assert {0, 1, 2, 3} <= starts
+    assert working('987%65%7') == ['987%65%7', '337%65%7', '12%65%7', '12%7', '5%7', '5'] and working('(()())') == ['(()())', '()', 'V']
+    assert working('3') == ['3'] and working('())(') == ['())(', ')(', 'X'] and working('12345%1%2')[-1] == '0'
+
+
+def test_rests_are_strewn_into_question_and_answer_alike():
+    q, a = draw('mod', 'train', 500, gen(1), aloud=True)
+    r, s = prepare.strew([q, a], 6, gen(2))
+    assert r.shape[1] == q.shape[1] + 6 and [decode(x) for x in r] == [decode(x) for x in q] and [decode(x) for x in s] == [decode(x) for x in a]
+    where = [(row >= 0).nonzero()[:, 0] for row in r]
+    holes = [int((w.diff() > 1).sum()) for w in where if len(w) > 1]
+    assert {0, 1, 2} <= set(holes) and any(int(w[-1]) == r.shape[1] - 1 for w in where) and any(int(w[0]) > 8 for w in where)
+    b = make_batch('mirror', 'train', 200, gen(3), rests=6)
+    assert transcribe(b.question) == [decode(x) for x in b.asked]
+    behind = [float(n) / 16000 - float(e[(x >= 0).nonzero()[-1]]) for n, e, x in zip(b.lengths, b.rhythm.end, b.asked)]
+    assert min(behind) > -1e-4 and sum(t > 0.1 for t in behind) > 20 and sum(t < 0.1 for t in behind) > 20  # silence may follow, or not
+
+
+def test_a_level_is_a_difficulty():
+    easy, hard = (draw('mirror', 'train', 300, gen(), level=x)[0] for x in (0.0, 1.0))
+    assert set((easy >= 0).sum(1).tolist()) == {3} and set((hard >= 0).sum(1).tolist()) == set(range(3, 11))
+    easy, hard = (draw('bracket', 'train', 2000, gen(), level=x)[0] for x in (torch.tensor(0.0), torch.tensor(1.0)))
+    assert set((easy >= 0).sum(1).tolist()) == {2, 4, 6, 8} and set((hard >= 0).sum(1).tolist()) == {2, 4, 6, 8, 10, 12}
+    numbers = lambda x: [list(map(int, decode(r).split('%'))) for r in draw('mod', 'train', 2000, gen(), level=x)[0]]
+    easy, hard = numbers(0.0), numbers(1.0)
+    assert {len(r) for r in easy} == {2} and {len(r) for r in hard} == {2, 3}
+    assert max(r[0] for r in easy) <= 10 and max(r[0] for r in hard) > 900 and max(r[1] for r in easy) <= 9 and max(r[1] for r in hard) == 99
 
 
 def test_shortcuts_give_brackets_little_away():
@@ -281,6 +307,27 @@ def test_spectrum_there_and_back():
     assert transcribe(played) == transcribe(wave)
 
 
+@pytest.mark.parametrize('causal', [False, True])
+def test_windowed_attention_equals_masked_attention(causal):
+    q, k, v = torch.randn(3, 2, 3, 21, 4, generator=gen())
+    valid, reach = torch.arange(21) < torch.tensor([21, 9])[:, None], torch.tensor([2, 8, 5])[:, None, None]
+    offset = torch.arange(21) - torch.arange(21)[:, None]
+    mask = (offset.abs() <= reach)[None] & valid[:, None, None] & (offset <= 0 if causal else True)
+    wanted = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask, -math.inf).softmax(-1).nan_to_num(0) @ v  # nothing where no key can be seen
+    got = local_values(local_weights(q, k, valid[:, None], 8, reach, causal), v, 8)
+    assert (got - wanted).abs().max() < 1e-5 and (got[1, 0, 11:] == 0).all()
+
+
+def test_what_is_out_of_sight_can_only_be_pointed_at():
+    torch.manual_seed(0)
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    memory, heard, lengths = torch.randn(1, 40, 32), torch.rand(1, 40, 640), torch.tensor([40 * 800])
+    other = torch.cat([memory[:, :20], memory[:, 20:39].flip(1), memory[:, 39:]], 1)  # as a set, and at its end, the same
+    at = lambda x, seen: model.answer(x, heard, lengths, torch.tensor([seen]))[1]
+    assert (at(memory, 40 * 800) - at(other, 40 * 800)).abs().max() > 1e-3
+    assert (at(memory, 20 * 800) - at(other, 20 * 800)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize('bad', [dict(head_dim=48), dict(n_head=3), dict(patch=0), dict(n_bins=400), dict(win_length=481), dict(counting=2)])
 def test_impossible_shapes_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -351,10 +398,10 @@ def test_prepare_writes_a_data_set(tmp_path):
 def test_train_then_sample_then_score(trained):
     out, text = trained
     assert re.search(r'^mirror_iid_em: \d\.\d{4}$', text, re.M) and 'validation exact match' in text
-    log = [json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()]
+    log = log_of(out)
     assert [r['iter'] for r in log] == [2, 3, 4, 6, 6] and {'wave', 'stft', 'frames', 'symbols'} <= set(log[0])
     scores = json.loads((out / 'scores.json').read_text())['scores']['mirror']
-    assert set(scores) == set(SPLITS['mirror']) - {'train', 'val'} and scores['iid']['n'] == 3
+    assert set(scores) == set(SPLITS['mirror']) - {'train', 'val', 'val_ood'} and scores['iid']['n'] == 3
     assert len(list((out / 'samples').glob('*_answer.wav'))) == 4
 
     run('figures.py', out / 'samples' / '000_question.wav', f"--out={out / 'picture.png'}")
@@ -388,14 +435,47 @@ def test_a_question_through_a_pipe_is_answered_when_it_ends(trained, tmp_path):
         prepare.read_wav_until_silence(io.BytesIO(b'no sound'))
 
 
-def test_training_resumes_where_it_stopped(trained, tmp_path):
+def log_of(folder):
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def test_training_resumes_where_it_stopped(tmp_path):
     whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket,mod']
+    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket,mod', '--aloud=mod,bracket', '--rests=2', '--blind=0.5', '--think=2', '--curriculum=adaptive', '--promote=0']
     run('train.py', *flags, f'--out_dir={whole}')
     run('train.py', *flags, f'--out_dir={halves}', '--max_iters=3')
     run('train.py', *flags, f'--out_dir={halves}', '--init_from=resume')
-    a, b = (torch.load(d / 'ckpt.pt', weights_only=True)['model'] for d in (whole, halves))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (torch.load(d / 'ckpt.pt', weights_only=True) for d in (whole, halves))
+    assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
+    assert a['levels'] == b['levels'] == dict.fromkeys(('mirror', 'bracket', 'mod'), 0.5) and a['wrong'] == b['wrong'] and a['best'] == b['best']
+    untimed = lambda d: [{k: v for k, v in r.items() if k != 'seconds'} for r in log_of(d)]
+    assert untimed(whole) == untimed(halves) and [r['level']['mod'] for r in log_of(whole) if 'level' in r] == [0, 0.25]
+
+
+def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
+    keep = lambda n, b: b
+    three = ['--tasks=mirror,bracket,mod', '--log_interval=1', '--max_iters=30', '--eval_interval=15', '--batch_size=2', '--eval_samples=2']
+    assert train_in_process(monkeypatch, keep, *three, '--mix=1,0,3', '--curriculum=linear', f'--out_dir={tmp_path / "a"}') == 0
+    turns = [r['task'] for r in log_of(tmp_path / 'a') if 'task' in r]
+    assert 0 < turns.count('mirror') < turns.count('mod') and not turns.count('bracket')
+    assert [round(r['level']['mod'], 3) for r in log_of(tmp_path / 'a') if 'level' in r] == [round(2 * 14 / 30, 3), 1]
+    monkeypatch.setattr(score, 'evaluate', lambda model, task, *_, **__: {'exact_match': {'mirror': 1.0, 'bracket': 0.5, 'mod': 0.0}[task]})
+    assert train_in_process(monkeypatch, keep, *three, '--mix_floor=0.2', f'--out_dir={tmp_path / "b"}') == 0
+    assert [r['odds'] for r in log_of(tmp_path / 'b') if 'odds' in r] == [dict(mirror=1, bracket=1, mod=1), dict(mirror=0.2, bracket=0.5, mod=1)]
+
+
+def test_two_processes_are_one(tmp_path):
+    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket', '--log_interval=1', '--blind=0.5', '--rests=1']
+    run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
+    p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(HERE, 'train.py'), *flags,
+                        f'--out_dir={tmp_path / "two"}'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert p.returncode == 0, p.stderr
+    one, two = (log_of(tmp_path / d) for d in ('one', 'two'))
+    assert len(one) == len(two) == 8 and [r.get('task') for r in one] == [r.get('task') for r in two]
+    for a, b in zip(one, two):
+        assert 'loss' not in a or b['loss'] == pytest.approx(a['loss'], abs=1e-4)
+    a, b = (torch.load(tmp_path / d / 'ckpt.pt', weights_only=True)['model'] for d in ('one', 'two'))
+    assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a)
 
 
 def test_a_run_does_not_pass_off_an_earlier_one(trained, tmp_path):
@@ -426,13 +506,12 @@ def train_in_process(monkeypatch, spoil, *flags):
 
 def test_bad_numbers_never_reach_the_weights(tmp_path, monkeypatch, capsys):
     bad = lambda b: b._replace(question=b.question * math.nan)
-    rows = lambda d: [json.loads(line) for line in (d / 'log.jsonl').read_text().splitlines()]
     # two bad batches: skipped, counted, and training goes on
     code = train_in_process(monkeypatch, lambda n, b: bad(b) if n in (2, 4) else b, f'--out_dir={tmp_path / "a"}', '--log_interval=1')
-    assert code == 0 and [r['skipped'] for r in rows(tmp_path / 'a') if 'skipped' in r] == [0, 1, 1, 2, 2, 2]
+    assert code == 0 and [r['skipped'] for r in log_of(tmp_path / 'a') if 'skipped' in r] == [0, 1, 1, 2, 2, 2]
     # five in a row: back to the last checkpoint with a lower learning rate, and on
     code = train_in_process(monkeypatch, lambda n, b: bad(b) if 4 <= n <= 8 else b, f'--out_dir={tmp_path / "b"}', '--log_interval=1', '--max_iters=12')
-    lr = {r['iter']: r['lr'] for r in rows(tmp_path / 'b') if 'lr' in r}
+    lr = {r['iter']: r['lr'] for r in log_of(tmp_path / 'b') if 'lr' in r}
     assert code == 0 and 'back to the weights of iter 3' in capsys.readouterr().out and lr[9] < lr[7] / 3
     # nothing but bad ones: an end that says what to try, and the weights saved last are numbers
     code = train_in_process(monkeypatch, lambda n, b: bad(b) if n > 3 else b, f'--out_dir={tmp_path / "c"}', '--log_interval=1', '--max_iters=99')
@@ -447,7 +526,7 @@ def test_losses_of_degenerate_sounds_are_finite(tmp_path, monkeypatch):
     sounds = [torch.zeros(32000), torch.ones(32000), square, -torch.ones(32000)]
     spoil = lambda n, b: b._replace(question=sounds[n % 4].expand(4, -1), answer=sounds[n // 4 % 4].expand(4, -1))
     code = train_in_process(monkeypatch, spoil, f'--out_dir={tmp_path}', '--w_wave=1', '--w_stft=1', '--max_iters=16', '--log_interval=1')
-    rows = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    rows = log_of(tmp_path)
     assert code == 0 and rows[-2]['skipped'] == 0 and all(math.isfinite(r['norm']) for r in rows if 'norm' in r)
 
 
@@ -608,6 +687,26 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
             with pytest.raises(ValueError):
                 solve(task, text)
     assert solve('mod', '987%65%7') == '5' and solve('bracket', '()' * 300) == 'V' and solve('mod', str(10 ** 40 + 7) + '%10') == '7'
+
+
+@pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'one share'), ('--curriculum=steep', 'adaptive, linear or none'),
+                                        ('--aloud=mirror', 'aloud'), ('--blind=2', 'at least 0 and at most 1'), ('--batch_size=0', 'batch_size must be at least 1'),
+                                        ('--init_from=best', 'resume'), ('--dtype=float8', 'bfloat16'), ('--d_model=33', 'd_model'), ('--device=abacus', 'no device')])
+def test_settings_that_cannot_be_get_a_sentence(flag, says, tmp_path, monkeypatch, capsys):
+    assert train_in_process(monkeypatch, None, f'--out_dir={tmp_path / "out"}', flag) == 2
+    message = capsys.readouterr().err
+    assert says in message and len(message.splitlines()) == 1 and not list(tmp_path.glob('out/*.pt'))
+
+
+def test_figures_of_runs(tmp_path):
+    for name, exact in (('mod_s1', 1.0), ('mod_s2', 0.9), ('mod_direct', 0.5)):
+        thought = {'by_passes': {'1': 0.1, '2': 0.5, '4': exact}, 'passes_by_lines': {'1': 1, '3': 2.9}} if name != 'mod_direct' else {}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, **thought}}}}))
+    text = run('figures.py', *(tmp_path / d for d in ('mod_s1', 'mod_s2', 'mod_direct')), f"--out={tmp_path / 'passes.png'}")
+    assert '| mod | 2 | 95 (90) |' in text and '| mod_direct | 1 | 50 |' in text
+    assert (tmp_path / 'passes.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'score.py' in run('figures.py', tmp_path, code=2)
 
 
 def test_saving_is_all_or_nothing(tmp_path):

@@ -63,7 +63,6 @@ w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
 w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
-w_count = 0.0            # bracket: L1 of how many are open
 w_depth = 0.1            # bracket: cross-entropy of the depth so far, from the encoder
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
@@ -112,7 +111,7 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, w_count=0, blind=(0, 1))
+       seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
 out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
@@ -239,10 +238,7 @@ def score_frames(frames, logits, depth, batch, seen, task):
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
             label = torch.where(below, 0, torch.where(level == 0, 1, 2)).gather(1, slot.clamp(min=0).long())
             label = torch.where(slot < 0, 1, label)
-            out['w_depth'] = mean(F.cross_entropy(depth[..., :3].float().transpose(1, 2), label, reduction='none'))
-            if w_count:  # how deep, as a number
-                count = torch.where(slot < 0, 0, level.gather(1, slot.clamp(min=0).long())).float()
-                out['w_count'] = mean(F.smooth_l1_loss(depth[..., 3].float(), count, reduction='none', beta=0.1))
+            out['w_depth'] = mean(F.cross_entropy(depth.float().transpose(1, 2), label, reduction='none'))
     return out
 
 
