@@ -14,8 +14,11 @@ Letters, as in the Mamba-2 paper (Dao and Gu, 2024, arXiv:2405.21060):
     B batch   S samples   T tokens   D d_model   H heads   P head_dim   N d_state   Q tokens in a chunk   F n_bins
 """
 import errno
+import functools
+import importlib.util
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
@@ -33,6 +36,7 @@ class JMambaConfig:
     head_dim: int = 32        # of a Mamba-2 head
     d_conv: int = 4           # taps of the short convolution
     chunk: int = 64           # tokens that the scan takes at once
+    ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the faster
     backward: bool = True     # the decoder's first half runs from the question's end to its start
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
@@ -49,7 +53,7 @@ class JMambaConfig:
 
     def __post_init__(self):
         for key, value in vars(self).items():
-            if value <= 0 and key not in ('counting', 'griffin_lim', 'backward'):
+            if key not in ('counting', 'griffin_lim', 'backward', 'ssd') and value <= 0:
                 raise ValueError(f"{key} must be positive, not {value}")
         for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
                                ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
@@ -62,6 +66,8 @@ class JMambaConfig:
             raise ValueError(f"n_bins = {self.n_bins} must be at most n_fft / 2 + 1 = {self.n_fft // 2 + 1}")
         if not 0 <= self.counting <= 1:
             raise ValueError(f"counting = {self.counting} is a share and must lie between 0 and 1")
+        if self.ssd not in ('auto', 'torch', 'mamba_ssm'):
+            raise ValueError(f"ssd is auto, torch or mamba_ssm, not {self.ssd!r}")
 
     @property
     def d_inner(self):
@@ -175,12 +181,47 @@ def ssd(x, dt, A, B, C, chunk):
     return y.flatten(1, 2)[:, :T]
 
 
+KERNEL_FROM = 1024  # tokens at which auto changes from ssd() to the kernel: bench.py measures both
+
+
+@functools.cache
+def load_kernel():
+    """mamba_ssm's Triton kernel of the scan; ImportError says what is missing. The package's own import wants extensions compiled
+    for CUDA that the kernel does without: only the modules it needs are loaded."""
+    spec = importlib.util.find_spec('mamba_ssm')
+    if spec is None:
+        raise ImportError("mamba-ssm is not installed, see requirements-gpu.txt")
+    if 'mamba_ssm' not in sys.modules:
+        sys.modules['mamba_ssm'] = importlib.util.module_from_spec(spec)
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    return mamba_chunk_scan_combined
+
+
+@functools.cache
+def kernel_missing():
+    """Why ssd_kernel cannot be used here, '' if it can"""
+    if not torch.cuda.is_available():
+        return "it needs an NVIDIA GPU"
+    try:
+        load_kernel()
+    except ImportError as e:
+        return str(e)
+    return ''
+
+
+@torch.compiler.disable
+def ssd_kernel(x, dt, A, B, C, chunk):
+    """ssd() by mamba_ssm's kernel"""
+    return load_kernel()(x, dt, A, B[:, :, None], C[:, :, None], chunk)
+
+
 class Mamba2(nn.Module):
     """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal"""
 
     def __init__(self, c):
         super().__init__()
         self.c, self.n_heads = c, c.d_inner // c.head_dim
+        self.kernel_from = math.inf if kernel_missing() else {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd]
         self.forever = round(c.counting * self.n_heads)  # heads with A = 0: dt gates what goes in, nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
         self.norm = nn.RMSNorm(c.d_model)
@@ -207,7 +248,8 @@ class Mamba2(nn.Module):
         xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
-        y = ssd(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
+        scan = ssd_kernel if x.is_cuda and T >= self.kernel_from else ssd
+        y = scan(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
         return u + self.out(y, z)
 
     def out(self, y, z):

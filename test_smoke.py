@@ -4,6 +4,7 @@ Every test.
 $ python -m pytest test_smoke.py      # two and a half minutes on two CPU cores
 """
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -260,6 +261,39 @@ def test_ssd_equals_the_recurrence(T):
     for a, b in zip(*results):
         # the decays are fp32 on purpose
         assert (a - b).norm() <= 2e-6 * a.norm() + 1e-9
+
+
+PARITY = """
+import contextlib, sys, types
+import torch, triton
+sys.path.insert(0, sys.argv[1])
+from model import ssd, ssd_kernel
+# what the kernel asks of a GPU; and the first of each kernel's configurations, as there is nothing to time here
+torch.cuda.device = lambda *_: contextlib.nullcontext()
+torch.cuda.get_device_properties = lambda _: types.SimpleNamespace(multi_processor_count=1)
+def run(self, *args, **more):
+    c = self.best_config = self.configs[0]
+    if c.pre_hook:
+        c.pre_hook({**dict(zip(self.arg_names, args)), **more, **c.all_kwargs()})
+    return self.fn.run(*args, **more, **c.all_kwargs())
+triton.runtime.autotuner.Autotuner.run = run
+g = torch.Generator().manual_seed(0)
+r = lambda *shape: torch.randn(*shape, generator=g)
+inputs, weight, results = [r(2, 40, 4, 16), torch.rand(2, 40, 4, generator=g), -torch.tensor([0, 0, 1.0, 8]), r(2, 40, 16), r(2, 40, 16)], r(2, 40, 4, 16), []
+for scan in (ssd, ssd_kernel):
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    y = scan(*leaves, 16)
+    results.append([y, *torch.autograd.grad((y * weight).sum(), leaves)])
+print(max(float((a - b).norm() / a.norm()) for a, b in zip(*results)))
+"""
+
+
+def test_the_kernel_equals_ssd_in_tritons_interpreter():
+    for package in ('triton', 'mamba_ssm', 'einops'):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    p = subprocess.run([sys.executable, '-c', PARITY, HERE], capture_output=True, text=True, env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert p.returncode == 0 and float(p.stdout) < 1e-5, p.stdout + p.stderr
 
 
 def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():
@@ -691,7 +725,7 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
 
 @pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'one share'), ('--curriculum=steep', 'adaptive, linear or none'),
                                         ('--aloud=mirror', 'aloud'), ('--blind=2', 'at least 0 and at most 1'), ('--batch_size=0', 'batch_size must be at least 1'),
-                                        ('--init_from=best', 'resume'), ('--dtype=float8', 'bfloat16'), ('--d_model=33', 'd_model'), ('--device=abacus', 'no device')])
+                                        ('--init_from=best', 'resume'), ('--dtype=float8', 'bfloat16'), ('--ssd=fast', 'mamba_ssm'), *([] if torch.cuda.is_available() else [('--ssd=mamba_ssm', 'NVIDIA GPU')]), ('--d_model=33', 'd_model'), ('--device=abacus', 'no device')])
 def test_settings_that_cannot_be_get_a_sentence(flag, says, tmp_path, monkeypatch, capsys):
     assert train_in_process(monkeypatch, None, f'--out_dir={tmp_path / "out"}', flag) == 2
     message = capsys.readouterr().err

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
-from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint, pick_device, save_checkpoint
+from model import KERNEL_FROM, CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, kernel_missing, load_checkpoint, pick_device, save_checkpoint
 from prepare import LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
 
@@ -77,6 +77,7 @@ grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16, float16
+ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
 config = configure(globals())
@@ -127,6 +128,10 @@ if dtype == 'auto':
     print(f"dtype {dtype}: {why}")
 elif dtype not in ('float32', 'bfloat16', 'float16'):
     fail(f"dtype is auto, float32, bfloat16 or float16, not {dtype!r}")
+if ssd == 'mamba_ssm' and kernel_missing():
+    fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
+print("scan: PyTorch" + (f"; mamba_ssm's kernel cannot be used: {kernel_missing()}" if kernel_missing() else
+                         {'torch': ", as asked", 'mamba_ssm': " is turned off; mamba_ssm's kernel, as asked", 'auto': f"; mamba_ssm's kernel pays from {KERNEL_FROM} tokens on"}[ssd]))
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
@@ -143,7 +148,7 @@ try:
                 fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
     else:
         model = MiniJMamba(JMambaConfig(d_model=d_model, d_state=d_state, head_dim=head_dim, n_head=n_head,
-                                        counting=counting, patch=patch, backward=backward)).to(device)
+                                        counting=counting, patch=patch, backward=backward, ssd=ssd)).to(device)
         for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
             if not rank and os.path.exists(os.path.join(out_dir, name)):
                 os.remove(os.path.join(out_dir, name))
