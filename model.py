@@ -38,6 +38,10 @@ class JMambaConfig:
     chunk: int = 64           # tokens that the scan takes at once
     ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the faster
     backward: bool = True     # the decoder's first half runs from the question's end to its start
+    mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
+    attention: bool = True    # False: none at all; the decoder gets the encoder's token of the same moment, and no pointer
+    pointer: bool = True      # False: every frame is generated
+    spectrum: bool = True     # False: tokens are raw samples, and so is what is played
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
     window: int = 16          # tokens that self-attention and attention by clock reach
@@ -52,8 +56,10 @@ class JMambaConfig:
     griffin_lim: int = 1      # iterations after the first guess at the phase
 
     def __post_init__(self):
+        if not self.spectrum:
+            self.n_bins = self.hop
         for key, value in vars(self).items():
-            if key not in ('counting', 'griffin_lim', 'backward', 'ssd') and value <= 0:
+            if type(value) in (int, float) and value <= 0 and key not in ('counting', 'griffin_lim'):
                 raise ValueError(f"{key} must be positive, not {value}")
         for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
                                ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
@@ -146,6 +152,21 @@ class Spectrum(nn.Module):
         for _ in range(iterations):
             spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
         return self.istft(spectrum)
+
+
+class Samples(Spectrum):
+    """In the place of Spectrum: frames are the samples themselves, (B, frames, hop)"""
+
+    def stft(self, wave, before=None):
+        return wave.unflatten(1, (-1, self.hop))
+
+    def magnitude(self, blocks):
+        return blocks
+
+    log = exp = magnitude
+
+    def wave(self, blocks, iterations):
+        return blocks.flatten(1)
 
 
 # --- Mamba-2 ---
@@ -322,10 +343,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(c.d_model, 3 * c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
-    def forward(self, x, valid):
+    def forward(self, x):
         w = self.c.window
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.c.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, d)
-        y = local_values(local_weights(rotary(q), rotary(k), valid[:, None], w, w, causal=True), v, w)
+        there = torch.ones(1, 1, x.shape[1], dtype=torch.bool, device=x.device)  # what is padding comes last, and is never looked at
+        y = local_values(local_weights(rotary(q), rotary(k), there, w, w, causal=True), v, w)
         return x + self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -374,13 +396,13 @@ class MiniJMamba(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.spectrum = Spectrum(c)
+        self.spectrum = (Spectrum if c.spectrum else Samples)(c)
         self.embed = nn.Linear(c.patch * c.n_bins, c.d_model)
-        self.encoder = nn.ModuleList(Mamba2(c) for _ in range(c.n_encoder))
+        self.encoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))
         self.last = nn.Linear(c.d_model, c.d_model, bias=False)
         self.cross = CrossAttention(c)
-        self.decoder = nn.ModuleList(Mamba2(c) for _ in range(c.n_decoder))
+        self.decoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_decoder))
         self.self_attention = SelfAttention(c)
         self.norm = nn.RMSNorm(c.d_model)
         self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
@@ -401,7 +423,7 @@ class MiniJMamba(nn.Module):
                 fan_in = c.d_conv if 'conv' in name else p.shape[1]
                 nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
         nn.init.normal_(self.start)
-        for layer in [*self.encoder, *self.decoder]:
+        for layer in [*self.encoder, *self.decoder] if c.mamba else ():
             dt = torch.exp(torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)))
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
             layer.A_log.copy_(torch.empty_like(layer.A_log).uniform_(1, 16).log())
@@ -451,7 +473,7 @@ class MiniJMamba(nn.Module):
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
         query = self.start + self.last(last)  # (B, 1, D)
         in_sight = valid if seen is None else valid & (torch.arange(heard.shape[1], device=heard.device) < seen[:, None] // c.token)
-        x, pointed = self.cross(query, memory, heard, valid, in_sight)
+        x, pointed = self.cross(query, memory, heard, valid, in_sight) if c.attention else (memory, heard)
         x = query + x
         half = len(self.decoder) // 2
         at = torch.arange(heard.shape[1], device=heard.device)
@@ -460,11 +482,11 @@ class MiniJMamba(nn.Module):
         for layer in self.decoder[:half]:
             x = layer(x)
         x = x.gather(1, turned) if c.backward else x
-        x = self.self_attention(x, valid)
+        x = self.self_attention(x) if c.attention else x
         for layer in self.decoder[half:]:
             x = layer(x)
         x = self.norm(x)
-        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1)  # (B, T, patch, 1)
+        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
         made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (self.frames(x), pointed))
         frames = gate * pointed + (1 - gate) * made
         return frames.flatten(1, 2), self.logits(x), self.depth(memory)

@@ -281,7 +281,7 @@ def strew(rows, rests, generator):
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=rows[0].device)
     share = (rand(n, N + 1) + 0.01) ** -2
     share = share.cumsum(1)[:, :N] / share.sum(1, keepdim=True)
-    slot = torch.arange(N, device=share.device) + (share * rand(n, 1) ** 3 * (rests + 1)).long().clamp(max=rests)
+    slot = torch.arange(N, device=share.device) + (share * rand(n, 1).square() * (rests + 1)).long().clamp(max=rests)
     return [row.new_full((n, N + rests), REST).scatter(1, slot, row) for row in rows]
 
 
@@ -395,10 +395,12 @@ class Batch(NamedTuple):
     rhythm: Rhythm
 
 
-def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), **override):
+def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False, **override):
     """n examples of a split, or part of them, rendered. The generator lives on `device`, except for the splits that must be
-    the same anywhere: give those a CPU generator and move the batch."""
+    the same anywhere: give those a CPU generator and move the batch. shuffled=True gives every question another's answer."""
     asked, wanted = draw(task, split, n, generator, device, **override)
+    if shuffled:
+        wanted = wanted[torch.rand(n, generator=generator, device=device).argsort()]
     rhythm = make_rhythm(n, asked.shape[1], generator, device)
     n_samples = max_samples(asked.shape[1])
     noise = NOISE * torch.rand(n, 1, generator=generator, device=device) * torch.randn(n, n_samples, generator=generator, device=device)

@@ -61,6 +61,11 @@ n_head = 4               # attention heads
 counting = 0.5           # share of the Mamba-2 heads that never forget
 patch = 5                # frames of 10 ms in a token
 backward = True          # the decoder's first half runs from the question's end to its start
+mamba = True             # false: self-attention in the place of every Mamba-2 layer
+attention = True         # false: none; the decoder gets the encoder's token of the same moment, and no pointer
+pointer = True           # false: every frame is generated
+spectrum = True          # false: raw samples go in and come out
+shuffled = False         # a control: every question gets another's answer
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
@@ -147,12 +152,11 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, 'resume')
         model.train()
-        for k in ('tasks', 'aloud', 'curriculum', 'd_model', 'd_state', 'head_dim', 'n_head', 'counting', 'patch', 'seed'):
+        for k in ('tasks', 'aloud', 'curriculum', 'seed', *(k for k in config if k in checkpoint['model_args'] and k != 'ssd')):
             if config[k] != checkpoint['config'][k]:
                 fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
     else:
-        model = MiniJMamba(JMambaConfig(d_model=d_model, d_state=d_state, head_dim=head_dim, n_head=n_head,
-                                        counting=counting, patch=patch, backward=backward, ssd=ssd)).to(device)
+        model = MiniJMamba(JMambaConfig(**{k: v for k, v in config.items() if k in JMambaConfig.__dataclass_fields__})).to(device)
         for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
             if not rank and os.path.exists(os.path.join(out_dir, name)):
                 os.remove(os.path.join(out_dir, name))
@@ -258,7 +262,7 @@ part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, level=levels[task],
+        batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
         with amp:
             parts = compute_losses(batch, task)
