@@ -9,15 +9,17 @@ The second asks 1,000 questions of each split, prints a table and writes out/mir
 import json
 import math
 import os
+import re
 import sys
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint, pick_device
-from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, decode, read_wav, split_batches, working
+from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, Rhythm, decode, play, read_wav, split_batches, working, write_wav
 
 # --- the scorer ---
 
@@ -101,49 +103,131 @@ def transcribe(waves):
 
 # --- a model's accuracy ---
 
-def edit_distance(a, b):
-    """Insertions, deletions and substitutions that turn text a into text b (Levenshtein)"""
-    row = list(range(len(b) + 1))
+def edits(a, b):
+    """The fewest insertions, deletions and substitutions that turn text b into text a (Levenshtein) -> their numbers"""
+    row = [(j, 0, j, 0) for j in range(len(b) + 1)]  # (all, insertions, deletions, substitutions), of a's start and b's first j
     for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
+        previous, row[0] = row[0], (i, i, 0, 0)
         for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
+            (n, p, q, r), (n1, p1, q1, r1), (n2, p2, q2, r2) = row[j], row[j - 1], previous
+            previous = row[j]
+            row[j] = min((n2 + (x != y), p2, q2, r2 + (x != y)), (n + 1, p + 1, q, r), (n1 + 1, p1, q1 + 1, r1))
+    return row[-1][1:]
+
+
+def edit_distance(a, b):
+    return sum(edits(a, b))
 
 
 PASSES = (1, 2, 4, 8, 16)  # how often the model may hear its own answer, in the table of accuracy against thought
 
 
-def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, **override):
+def spoil_batch(b, how):
+    """A batch with its questions spoilt: 'phase', tones of other phases; 'noise', noise of the same energy in the place of
+    tones; 'longer', half a second of silence behind; 'shorter', nothing behind the last tone"""
+    if how == 'longer':
+        pad = (0, SAMPLE_RATE // 2)
+        return b._replace(question=F.pad(b.question, pad), answer=F.pad(b.answer, pad), lengths=b.lengths + SAMPLE_RATE // 2)
+    if how == 'shorter':
+        ends = torch.where(b.asked >= 0, b.rhythm.start + b.rhythm.length, 0).amax(1)
+        return b._replace(lengths=(ends * SAMPLE_RATE).long())
+    g = torch.Generator(b.question.device).manual_seed(len(b.lengths))
+    if how == 'phase':
+        phase = 2 * math.pi * torch.rand(b.asked.shape, generator=g, device=b.question.device)
+        noise = b.question - play(b.asked, b.rhythm, b.question.shape[1])
+        return b._replace(question=noise + play(b.asked, b.rhythm._replace(phase=phase), b.question.shape[1]))
+    energy = F.avg_pool1d(b.question.square()[:, None], 81, 1, 40)[:, 0]  # over 5 ms
+    return b._replace(question=energy.sqrt() * torch.randn(b.question.shape, generator=g, device=b.question.device))
+
+
+def read_logits(model, question, lengths, rhythm):
+    """What the symbol logits say, at the middle of each tone -> a list of texts. To tell kinds of mistakes apart, never for a score."""
+    token = model.config.token
+    logits = model(question, lengths)[1]
+    heard_at = (token - model.config.win_length / 2 + model.config.hop / 2) / 2 / SAMPLE_RATE  # the middle of what a token hears
+    at = ((rhythm.start + rhythm.length / 2 - heard_at) * SAMPLE_RATE / token).round().long().clamp(0, logits.shape[1] - 1)
+    symbols = logits.argmax(2).gather(1, at)
+    return [decode(row) for row in symbols.where(symbols < UNKNOWN, -1)]
+
+
+def diagnose(task, line, wanted, heard, read):
+    """One wrong line, asked, wanted, heard in the audio and read from the logits -> dict: its kind, and what was hard about it"""
+    once = lambda text: re.sub(r'(.)\1+', r'\1', text.replace('?', ''))
+    kind = 'reasoning' if heard == read else 'both' if read != wanted else 'timing' if once(heard) == once(wanted) else 'rendering'
+    found = {'kind': kind, **dict(zip(('insertions', 'deletions', 'substitutions'), edits(heard, wanted)))}
+    if task == 'mod' and '%' in line:
+        a, b = line.split('%')[:2]
+        lead = next((int(a[:k]) for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)
+        found |= {'digits': len(a), 'quotient': lead // int(b), 'A < B': int(a) < int(b), 'borrow': lead % 10 < lead // int(b) * int(b) % 10}
+    if task == 'bracket' and set(line) <= set('()'):
+        depth = [line[:i].count('(') - line[:i].count(')') for i in range(1, len(line) + 1)]
+        found |= {'length': len(line), 'deepest': max(depth), 'first violation': next((i for i, d in enumerate(depth) if d < 0), 'none')}
+    return found
+
+
+@torch.no_grad()
+def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil='', errors=False, **override):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
-    symbols at the right place), mean edit distance, and mistakes as (asked, wanted, heard). With think > 1 also exact match
-    after so many passes, the mean number of passes that changed something, in all and by how many lines the right working has,
-    and the share that stopped by itself."""
+    symbols at the right place), mean edit distance, and mistakes as dicts of what was asked, wanted and heard. With think > 1 also
+    exact match after so many passes, the mean number of passes that changed something, in all and by how many lines the right
+    working has, and the share that stopped by itself. errors=True diagnoses each mistake at its first wrong line and keeps the sounds."""
     exact, right, total, distance, mistakes, asked = 0, 0, 0, 0, [], set()
     ladder, used, stopped = {k: 0 for k in PASSES if k <= think}, {}, 0
     for b in split_batches(task, split, n, seed, device, **override):
+        b = spoil_batch(b, spoil) if spoil else b
         answers, passes = model.generate(b.question, b.lengths, think, conversation=True)
         stopped += int((passes < think).sum())
         last = len(answers) - 1
-        heard_at = {i: transcribe(answers[i]) for i in {last, *(min(k - 1, last) for k in ladder)}}
+        heard_at = {i: transcribe(answers[i]) for i in (range(last + 1) if errors else {last, *(min(k - 1, last) for k in ladder)})}
         wants, questions = [decode(a) for a in b.wanted], [decode(q) for q in b.asked]
         for k in ladder:
             ladder[k] += sum(h == w for h, w in zip(heard_at[min(k - 1, last)], wants))
         asked.update(questions)
         for q, n_passes in zip(questions, passes.tolist()) if think > 1 else ():
             used.setdefault(len(working(q)) - 1, []).append(n_passes)
-        for q, wanted, heard in zip(questions, wants, heard_at[last]):
+        for i, (q, wanted, heard) in enumerate(zip(questions, wants, heard_at[last])):
             total += len(wanted)
             right += sum(x == y for x, y in zip(wanted, heard))
             if heard == wanted:
                 exact += 1
-            else:
-                distance += edit_distance(heard, wanted)
-                mistakes.append((q, wanted, heard))
+                continue
+            distance += edit_distance(heard, wanted)
+            mistakes.append({'asked': q, 'wanted': wanted, 'heard': heard})
+            if errors:
+                lines = working(q) if think > 1 else [q, wanted]
+                k = next((k for k in range(last + 1) if heard_at[k][i] != lines[min(k + 1, len(lines) - 1)]), last)
+                line, heard, one = lines[min(k, len(lines) - 1)], heard_at[k][i], slice(i, i + 1)
+                sounds = [b.question[i], *(a[i] for a in answers)][k:k + 2]
+                read = read_logits(model, sounds[0][None], b.lengths[one], Rhythm(*[t[one] for t in b.rhythm]))[0]
+                right_line = lines[min(k + 1, len(lines) - 1)]
+                mistakes[-1] |= {'line': k + 1, 'line_asked': line, 'line_wanted': right_line, 'line_heard': heard, 'line_read': read,
+                                 **diagnose(task, line, right_line, heard, read), 'sounds': [s[:b.lengths[i]].cpu() for s in sounds]}
     thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': sum(map(sum, used.values())) / n, 'stopped': stopped / n,
                'passes_by_lines': {k: sum(v) / len(v) for k, v in sorted(used.items())}} if think > 1 else {}
     return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
             'distinct': len(asked), **thought, 'mistakes': mistakes}
+
+
+def write_errors(mistakes, folder):
+    """Print what kinds of mistakes there are and write them to folder/errors.jsonl, the sounds of the first 20 to folder/errors/"""
+    if not mistakes:
+        return print("no mistakes to sort")
+    count = lambda rows, key: ', '.join(f"{k}: {v}" for k, v in Counter(r[key] for r in rows if key in r).most_common(6))
+    print(f"\n{'task':8} {'split':14} {'wrong':>5}  what is wrong with the first wrong line")
+    for task, split in dict.fromkeys((m['task'], m['split']) for m in mistakes):
+        rows = [m for m in mistakes if (m['task'], m['split']) == (task, split)]
+        more = [f"{key:16} {found}" for key in ('line', 'digits', 'quotient', 'A < B', 'borrow', 'length', 'deepest', 'first violation') if (found := count(rows, key))]
+        print(f"{task:8} {split:14} {len(rows):5}  {count(rows, 'kind')}; " + ', '.join(
+            f"{sum(r[key] for r in rows)} {key}" for key in ('insertions', 'deletions', 'substitutions')) + ''.join(f"\n{'':31}{m}" for m in more))
+    os.makedirs(os.path.join(folder, 'errors'), exist_ok=True)
+    for i, m in enumerate(mistakes):
+        sounds = m.pop('sounds')
+        if i < 20:
+            for kind, sound in zip(('question', 'answer'), sounds):
+                m[kind] = f'errors/{i:03d}_{kind}.wav'
+                write_wav(os.path.join(folder, m[kind]), sound)
+    with open(os.path.join(folder, 'errors.jsonl'), 'w') as f:
+        f.writelines(json.dumps(m) + '\n' for m in mistakes)
 
 
 if __name__ == '__main__':
@@ -156,6 +240,8 @@ if __name__ == '__main__':
     think = 16              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
+    errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones
+    spoil = ''              # a control: phase, noise, longer, shorter: see spoil_batch; writes no scores.json
     wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
     configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
 
@@ -179,6 +265,8 @@ if __name__ == '__main__':
         sys.exit(0)
 
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
+    if spoil not in ('', 'phase', 'noise', 'longer', 'shorter'):
+        fail(f"spoil is phase, noise, longer or shorter, not {spoil!r}")
     try:
         device = pick_device(device)
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
@@ -189,32 +277,34 @@ if __name__ == '__main__':
               or name.startswith(split + '_') or (split == 'all' and not name.startswith(('train', 'val')))]
     if not splits:
         fail(f"no split {split!r}; {trained_on['tasks']} has {', '.join(s for t in trained_on['tasks'].split(',') for s in SPLITS[t])}")
-    scores, t0 = {}, time.time()
+    scores, wrong_lines, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task, name in splits:
-        r = evaluate(model, task, name, num_samples, seed, device, think if task in trained_on['aloud'].split(',') else 1)
-        wrong = ', '.join(f"asked {q}, wanted {a}, heard {h or 'nothing'}" for q, a, h in
-                          r['mistakes'][:None if verbose else 1])
+        r = evaluate(model, task, name, num_samples, seed, device, think if task in trained_on['aloud'].split(',') else 1, spoil, errors)
+        wrong = ', '.join(f"asked {m['asked']}, wanted {m['wanted']}, heard {m['heard'] or 'nothing'}" for m in r['mistakes'][:None if verbose else 1])
         print(f"{task:8} {name:14} {r['n']:9} {r['distinct']:8} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",
               flush=True)
         if 'passes' in r:
             print(f"{'':25} after {', '.join(f'{k}: {v:.3f}' for k, v in r['by_passes'].items())} passes; "
                   f"{r['passes']:.1f} used on average (by lines of working {', '.join(f'{k}: {v:.1f}' for k, v in r['passes_by_lines'].items())}), "
                   f"{r['stopped']:.1%} stopped by themselves")
+        wrong_lines += [{'task': task, 'split': name, **m} for m in r['mistakes']]
         scores.setdefault(task, {})[name] = {k: v for k, v in r.items() if k != 'mistakes'}
     print()
     for task, rows in scores.items():
         for name, r in rows.items():
             print(f"{task}_{name}_em: {r['exact_match']:.4f}")
     print(f"seconds: {time.time() - t0:.1f}")
-    if split != 'all':  # scores.json is of the whole test
-        sys.exit(0)
-    path = os.path.join('out/release' if init_from == 'release' else out_dir, 'scores.json')
+    folder = 'out/release' if init_from == 'release' else out_dir
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path + '.tmp', 'w') as f:
-            json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'],
-                       'checkpoint': checkpoint.get('provenance'), **provenance()}, f, indent=1)
-        os.replace(path + '.tmp', path)
+        os.makedirs(folder, exist_ok=True)
+        if errors:
+            write_errors(wrong_lines, folder)
+        if split == 'all' and not spoil:  # scores.json is of the whole test
+            path = os.path.join(folder, 'scores.json')
+            with open(path + '.tmp', 'w') as f:
+                json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'],
+                           'checkpoint': checkpoint.get('provenance'), **provenance()}, f, indent=1)
+            os.replace(path + '.tmp', path)
     except OSError as e:
-        fail(f"cannot write {path}: {e.strerror}")
+        fail(f"cannot write to {folder}: {e.strerror}")
