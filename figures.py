@@ -2,18 +2,33 @@
 Every picture.
 
 $ python figures.py out/mirror/samples/000_question.wav out/mirror/samples/000_answer.wav    # spectrograms, symbols at their tones
-$ python figures.py out/mod_s1 out/mod_s2 out/mod_s3    # a table of test results, and accuracy against passes
+$ python figures.py out/*                                   # a table of runs' test results, and its chart
+$ python figures.py --what=passes out/mod_s*                # accuracy against how often the model may hear its own answer
+$ python figures.py --what=robustness out/multitask         # accuracy against noise, echo, clipping, tempo, pitch, ...
+$ python figures.py --what=counting out/bracket             # can the depth of brackets be read off the encoder's states?
+$ python figures.py --what=pointer out/mirror               # where the pointer points
+
+Runs whose folders differ only in a last _s and a number are seeds of one run: means are drawn, and tables show (the worst).
 """
+import io
 import json
+import math
 import os
 import re
 import sys
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from scipy.io import wavfile
+from scipy.signal import butter, resample_poly, sosfilt
 
-from prepare import SAMPLE_RATE, SPLITS, decode, read_wav
-from score import find_tones
+import model as jmamba
+from prepare import SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav, split_batches
+from score import evaluate, find_tones
+
+COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # told apart by the colour-blind too (Okabe and Ito)
 
 
 def spectrogram(rows, path):
@@ -39,77 +54,262 @@ def spectrogram(rows, path):
 
 
 def load_scores(folders):
-    """Run folders -> {name: [its scores of each seed]}; folders that differ only in a last _s and a number are seeds of one run"""
+    """Run folders -> {name: [(its scores, seconds of training) of each seed]}"""
     runs = {}
     for folder in folders:
         try:
             with open(os.path.join(folder, 'scores.json')) as f:
-                scores = json.load(f)['scores']
+                found = json.load(f)
+            runs.setdefault(re.sub(r'_s\d+$', '', os.path.basename(os.path.normpath(folder))), []).append((found['scores'], found.get('seconds')))
         except (OSError, ValueError, KeyError):
-            raise ValueError(f"{folder} has no scores.json; make it with: python score.py --out_dir={folder}") from None
-        runs.setdefault(re.sub(r'_s\d+$', '', os.path.basename(os.path.normpath(folder))), []).append(scores)
+            print(f"{folder} has no scores.json; make it with: python score.py --out_dir={folder}", file=sys.stderr)
+    if not runs:
+        raise ValueError("none of these folders has a scores.json; score.py makes it")
     return runs
 
 
+def cells(runs, task):
+    """Exact match in per cent of each run that was tested on a task, in all splits -> splits, {name: [its seeds' numbers] for each}"""
+    splits = [s for s in SPLITS[task] if any(s in one.get(task, {}) for seeds in runs.values() for one, _ in seeds)]
+    rows = {name: [[100 * one[task][s]['exact_match'] for one, _ in seeds if s in one.get(task, {})] for s in splits] for name, seeds in runs.items()}
+    return splits, {name: row for name, row in rows.items() if any(row)}
+
+
+def mean(numbers):
+    return sum(numbers) / len(numbers)
+
+
 def table(runs):
-    """Exact match in per cent of every run on every split of each task, as Markdown: the mean over seeds and (the worst)"""
+    """Print every run on every split of each task, as Markdown"""
     for task in SPLITS:
-        splits = [s for s in SPLITS[task] if any(s in one.get(task, {}) for seeds in runs.values() for one in seeds)]
-        if splits:
-            print(f"\n| {task} | seeds | {' | '.join(splits)} |\n|{' --- |' * (len(splits) + 2)}")
-        for name, seeds in runs.items():
-            cells = [[100 * one[task][s]['exact_match'] for one in seeds if s in one.get(task, {})] for s in splits]
-            if any(cells):
-                print(f"| {name} | {len(seeds)} | " + ' | '.join(
-                    '' if not c else f"{c[0]:.4g}" if len(c) == 1 else f"{sum(c) / len(c):.4g} ({min(c):.4g})" for c in cells) + ' |')
+        splits, rows = cells(runs, task)
+        if rows:
+            print(f"\n| {task} | seeds | {' | '.join(splits)} | seconds |\n|{' --- |' * (len(splits) + 3)}")
+        for name, row in rows.items():
+            texts = ['' if not c else f"{c[0]:.4g}" if len(c) == 1 else f"{mean(c):.4g} ({min(c):.4g})" for c in row]
+            times = [t for _, t in runs[name] if t]
+            print(f"| {name} | {len(runs[name])} | " + ' | '.join(texts) + f" | {f'{mean(times):.0f}' if times else ''} |")
+
+
+def chart(runs, path):
+    """Draw the same table, in colours"""
+    found = {task: cells(runs, task) for task in SPLITS}
+    found = {task: (splits, rows) for task, (splits, rows) in found.items() if rows}
+    columns, height = sum(len(splits) for splits, _ in found.values()), max(len(rows) for _, rows in found.values())
+    fig = Figure(figsize=(3.5 + 0.62 * columns, 2.2 + 0.32 * height), layout='constrained')
+    axes = fig.subplots(1, len(found), squeeze=False, gridspec_kw={'width_ratios': [len(s) for s, _ in found.values()]})[0]
+    for ax, (task, (splits, rows)) in zip(axes, found.items()):
+        values = np.array([[mean(c) if c else np.nan for c in row] for row in rows.values()])
+        ax.imshow(values, vmin=0, vmax=100, cmap='YlGnBu', aspect='auto')
+        for (i, j), v in np.ndenumerate(values):
+            if v == v:
+                ax.text(j, i, f"{v:.3g}", ha='center', va='center', fontsize=8, color='white' if v > 60 else 'black')
+        ax.set_xticks(range(len(splits)), splits, rotation=60, ha='right')
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_title(f"{task}: exact match (%)", fontsize=10)
+    fig.savefig(path, dpi=110)
+
+
+def plain(ax, **settings):
+    ax.set(**settings)
+    ax.grid(alpha=0.25)
+    ax.spines[['top', 'right']].set_visible(False)
 
 
 def passes(runs, path):
     """Draw exact match against how often the model may hear its own answer, and how often it did, by what the question takes"""
-    rows = {s: [one['mod'][s] for seeds in runs.values() for one in seeds if 'by_passes' in one.get('mod', {}).get(s, {})] for s in SPLITS['mod']}
-    rows = {s: r for s, r in rows.items() if r}
-    if not rows:
+    ones = [one['mod'] for seeds in runs.values() for one, _ in seeds if 'by_passes' in one.get('mod', {}).get('iid', {})]
+    if not ones:
         raise ValueError("none of these was taught mod aloud, the task that takes passes")
-    mean = lambda found: sum(found) / len(found)
     fig = Figure(figsize=(11, 4.2), layout='constrained')
     left, right = fig.subplots(1, 2)
     names = {'iid': 'one or two %', 'ood_digits_4': 'A of 4 digits', 'ood_digits_5': 'A of 5 digits',
              'ood_compose_3': 'three %', 'ood_compose_5': 'five %'}
-    for color, marker, (split, name) in zip(('#0072b2', '#d55e00', '#cc79a7', '#009e73', '#e69f00'), 'os^Dv', names.items()):
-        if split in rows:
-            ks = sorted(map(int, rows[split][0]['by_passes']))
-            left.plot(range(len(ks)), [100 * mean([r['by_passes'][str(k)] for r in rows[split]]) for k in ks], color=color, marker=marker, label=name)
-            lines = sorted({int(n) for r in rows[split] for n in r['passes_by_lines']})
-            right.plot(lines, [mean([r['passes_by_lines'][str(n)] for r in rows[split] if str(n) in r['passes_by_lines']]) for n in lines],
+    for color, marker, (split, name) in zip(COLORS, 'os^Dv', names.items()):
+        rows = [one[split] for one in ones if split in one]
+        if rows:
+            ks = sorted(map(int, rows[0]['by_passes']))
+            left.plot(range(len(ks)), [100 * mean([r['by_passes'][str(k)] for r in rows]) for k in ks], color=color, marker=marker, label=name)
+            lines = sorted({int(n) for r in rows for n in r['passes_by_lines']})
+            right.plot(lines, [mean([r['passes_by_lines'][str(n)] for r in rows if str(n) in r['passes_by_lines']]) for n in lines],
                        color=color, marker=marker, linestyle='none', alpha=0.8)
-    left.set(xticks=range(len(ks)), xticklabels=ks, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
     left.legend(frameon=False)
     right.axline((0, 0), slope=1, color='0.7', linewidth=1, zorder=0)
-    right.set(xlabel='lines of working the question takes', ylabel='passes that the model used (mean)', xlim=(0, None), ylim=(0, None))
-    for ax in (left, right):
-        ax.grid(alpha=0.25)
-        ax.spines[['top', 'right']].set_visible(False)
+    plain(left, xticks=range(len(ks)), xticklabels=ks, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
+    plain(right, xlabel='lines of working the question takes', ylabel='passes that the model used (mean)', xlim=(0, None), ylim=(0, None))
+    fig.savefig(path, dpi=110)
+
+
+# --- what a model makes of worse sound ---
+
+def noise_at(b, db, pink):
+    """White or pink noise, the tones' power over its own being so many dB"""
+    g = torch.Generator().manual_seed(7)
+    noise = torch.randn(b.question.shape, generator=g)
+    if pink:
+        spectrum = torch.fft.rfft(noise)
+        noise = torch.fft.irfft(spectrum / torch.arange(spectrum.shape[1]).clamp(min=1).sqrt(), n=noise.shape[1])
+        noise /= noise.std()
+    sounding = b.answer.new_tensor(0.65 ** 2 / 2)  # power of a tone of middle loudness
+    return b._replace(question=b.question + noise * (sounding * 10 ** (-db / 10)).sqrt())
+
+
+def echo(b, seconds):
+    """Reverberation: exponentially decaying noise after the direct sound, 60 dB down after so many seconds"""
+    n = max(1, round(seconds * SAMPLE_RATE))
+    tail = torch.randn(n, generator=torch.Generator().manual_seed(7)) * 10 ** (-3 * torch.arange(n) / n)
+    tail *= 0.5 / tail.norm()
+    tail[0] = 1
+    size = b.question.shape[1] + n
+    wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)[:, :b.question.shape[1]]
+    return b._replace(question=wet)
+
+
+def replayed(b, tempo=1.0, hertz=0.0):
+    """The same questions at another tempo and pitch"""
+    r = b.rhythm
+    r = r._replace(start=r.start / tempo, length=r.length / tempo, detune=r.detune + hertz)
+    n = math.ceil(max_samples(b.asked.shape[1]) / tempo)
+    noise = 0.015 * torch.randn(len(b.asked), n, generator=torch.Generator().manual_seed(7))
+    return b._replace(question=play(b.asked, r, n) + noise, lengths=(b.lengths / tempo).long())
+
+
+def filtered(b, low, high):
+    """Band-limited, as by a telephone"""
+    return b._replace(question=torch.from_numpy(sosfilt(butter(6, (low, high), 'bandpass', fs=SAMPLE_RATE, output='sos'), b.question.numpy())).float())
+
+
+def through_file(b, rate):
+    """Written to a WAV file of another sample rate, and read back"""
+    def there_and_back(wave):
+        file = io.BytesIO()
+        wavfile.write(file, rate, resample_poly(wave.numpy().astype(np.float64), rate, SAMPLE_RATE).astype(np.float32))
+        file.seek(0)
+        return F.pad(read_wav(file, 'file'), (0, len(wave)))[:len(wave)]
+    return b._replace(question=torch.stack([there_and_back(w) for w in b.question]))
+
+
+WORSE = {
+    'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=False)),
+    'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=True)),
+    'reverberation (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
+    'clipped at (share of full scale)': ((0.8, 0.4, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=b.question.clamp(-x, x))),
+    'band from 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), lambda b, x: filtered(b, 300, x)),
+    'tempo': ((0.8, 0.9, 1.0, 1.1, 1.25), lambda b, x: replayed(b, tempo=x)),
+    'pitch shifted by (Hz)': ((-40, -20, -10, 0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
+    'sample rate of the file (Hz)': ((8000, 11025, 16000, 22050, 44100, 48000), through_file),
+}
+
+
+def robustness(model, config, path, n):
+    """Draw exact match on iid questions against eight kinds of worse sound"""
+    fig = Figure(figsize=(15, 6.5), layout='constrained')
+    for ax, (label, (xs, worse)) in zip(fig.subplots(2, 4).flat, WORSE.items()):
+        for color, marker, task in zip(COLORS, 'os^', config['tasks'].split(',')):
+            think = config['think'] if task in config['aloud'].split(',') else 1
+            ys = [100 * evaluate(model, task, 'iid', n, think=think, spoil=lambda b: worse(b, x))['exact_match'] for x in xs]
+            print(f"{task}, {label}: {', '.join(f'{x:g}: {y:.1f}' for x, y in zip(xs, ys))}", flush=True)
+            ax.plot(range(len(xs)), ys, color=color, marker=marker, label=task)
+        plain(ax, xlabel=label, xticks=range(len(xs)), xticklabels=[f"{x:g}" for x in xs], ylabel='exact match (%)', ylim=(-3, 103))
+        ax.tick_params(axis='x', labelrotation=30 if len(str(xs[0])) > 3 else 0)
+    fig.axes[0].legend(frameon=False)
+    fig.savefig(path, dpi=110)
+
+
+# --- what goes on inside ---
+
+@torch.no_grad()
+def states_of_brackets(model, n, seed, **more):
+    """n bracket questions -> the encoder's tokens at the end of each bracket (n, N, D), the depth there, whether it has been below
+    0 by then, and whether there is a bracket, (n, N) each"""
+    b = make_batch('bracket', 'val', n, torch.Generator().manual_seed(seed), **more)
+    memory = model.encode(model.hear(b.question))
+    at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long().clamp(1, memory.shape[1]) - 1  # the last token that hears nothing of the next
+    depth, below = depths(b.asked)
+    return memory.gather(1, at[..., None].expand(-1, -1, memory.shape[2])), depth, below, b.asked >= 0
+
+
+def counting(model, path):
+    """Fit a line from the encoder's states to the depth of brackets, and to whether it has been below 0, on questions as long as in
+    training; draw how well both can be read off at each place in these and in longer questions"""
+    x, depth, below, there = states_of_brackets(model, 2000, 1, uniform=False)
+    ones = lambda t: torch.cat([t, torch.ones(*t.shape[:-1], 1)], -1).double()
+    targets = torch.stack([depth, below], -1)[there].double()
+    X = ones(x)[there]
+    line = torch.linalg.solve(X.T @ X + 1e-3 * torch.eye(X.shape[1], dtype=X.dtype), X.T @ targets)
+    fig = Figure(figsize=(13, 3.8), layout='constrained')
+    trace, left, right = fig.subplots(1, 3)
+    for color, marker, length in zip(COLORS, 'os^D', (12, 20, 40, 100)):
+        x, depth, below, there = states_of_brackets(model, 200, 2, low=length, high=length)
+        found = ones(x) @ line
+        hits = (found[..., 0].round() == depth).double().mean(0), ((found[..., 1] > 0.5) == below).double().mean(0)
+        print(f"length {length}: the depth can be read off at {hits[0].mean():.1%} of the brackets, whether it has been below 0 at {hits[1].mean():.1%}")
+        for ax, hit in zip((left, right), hits):
+            ax.plot(range(1, length + 1), 100 * hit, color=color, marker=marker, markevery=max(1, length // 10), label=f"length {length}")
+        if length == 40:
+            trace.step(range(1, 41), depth[0], where='mid', color='0.6', label='depth')
+            trace.plot(range(1, 41), found[0, :, 0], color=color, label='read off the state')
+    plain(trace, xlabel='bracket', ylabel='depth', title='one question of length 40')
+    plain(left, xlabel='bracket', ylabel='depth right, rounded (%)', ylim=(-3, 103), title='depth')
+    plain(right, xlabel='bracket', ylabel='right (%)', ylim=(-3, 103), title='has it been below 0?')
+    trace.legend(frameon=False)
+    left.legend(frameon=False)
+    fig.savefig(path, dpi=110)
+
+
+@torch.no_grad()
+def pointer(model, path, text='CABLEKAJ'):
+    """Draw where in the question each frame of the answer is fetched from"""
+    kept, local_weights = [], jmamba.local_weights
+    jmamba.local_weights = lambda *a, **more: kept.append(local_weights(*a, **more)) or kept[-1]
+    wave = play_text(text)[None]
+    model(wave, torch.tensor([wave.shape[1]]))
+    jmamba.local_weights = local_weights
+    weights, w = kept[0][0, -1], model.config.window  # (T / w, w, 3w), of the pointer
+    T = math.ceil(wave.shape[1] / model.config.token)
+    full = torch.zeros(len(weights) * w, (len(weights) + 2) * w)
+    for i, block in enumerate(weights):
+        full[i * w:(i + 1) * w, i * w:(i + 3) * w] = block
+    full, seconds = full[:T, w:w + T], T * model.config.token / SAMPLE_RATE
+    fig = Figure(figsize=(6, 5), layout='constrained')
+    ax = fig.subplots()
+    image = ax.imshow(full, origin='lower', extent=(0, seconds, 0, seconds), cmap='magma', vmin=0, vmax=1)
+    fig.colorbar(image, ax=ax, label='attention')
+    ax.set(xlabel='time in the question (s)', ylabel='time in the answer (s)', title=f"the pointer, asked {text}")
     fig.savefig(path, dpi=110)
 
 
 if __name__ == '__main__':
-    from configurator import configure, fail
-    out = ''  # the picture to write; '' is spectrogram.png or passes.png
+    from configurator import bounds, configure, fail
+    what = ''          # passes, robustness, counting or pointer; '' is spectrograms of WAV files, the table and chart of runs
+    out = ''           # the picture to write; '' is named after what it shows
+    num_samples = 200  # questions for each point of robustness
     named = [a for a in sys.argv[1:] if not a.startswith('-')]
     configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
+    bounds(globals(), num_samples=1)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
-    folders = [a for a in named if os.path.isdir(a)]
-    out = out or ('passes.png' if folders else 'spectrogram.png')
+    what = what or ('table' if os.path.isdir(named[0]) else 'spectrogram')
+    out = out or what + '.png'
     try:
-        if folders:
-            runs = load_scores(named)
-            table(runs)
-            if any('by_passes' in one.get('mod', {}).get('iid', {}) for seeds in runs.values() for one in seeds):
-                passes(runs, out)
-        else:
+        if what == 'spectrogram':
             spectrogram([(w, read_wav(w)) for w in named], out)
+        elif what == 'table':
+            runs = load_scores([f for f in named if os.path.isdir(f)])
+            table(runs)
+            chart(runs, out)
+        elif what == 'passes':
+            passes(load_scores(named), out)
+        elif what in ('robustness', 'counting', 'pointer'):
+            net, checkpoint = jmamba.load_checkpoint(named[0], init_from='release' if named[0] == 'release' else 'out_dir')
+            if what == 'robustness':
+                robustness(net, checkpoint['config'], out, num_samples)
+            else:
+                {'counting': counting, 'pointer': pointer}[what](net, out)
+        else:
+            fail(f"what is passes, robustness, counting or pointer, not {what!r}")
     except ValueError as e:
         fail(e)
     except OSError as e:
         fail(f"cannot write {out}: {e.strerror}")
+    print(f"wrote {out}")

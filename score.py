@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -166,15 +167,15 @@ def diagnose(task, line, wanted, heard, read):
 
 
 @torch.no_grad()
-def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil='', errors=False, **override):
+def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None, errors=False, **override):
     """Ask n questions of a split and listen to the answers -> dict of exact match, token accuracy (share of the wanted
     symbols at the right place), mean edit distance, and mistakes as dicts of what was asked, wanted and heard. With think > 1 also
     exact match after so many passes, the mean number of passes that changed something, in all and by how many lines the right
-    working has, and the share that stopped by itself. errors=True diagnoses each mistake at its first wrong line and keeps the sounds."""
+    working has, and the share that stopped by itself. spoil(batch) changes what is asked. errors=True diagnoses each mistake at its first wrong line and keeps the sounds."""
     exact, right, total, distance, mistakes, asked = 0, 0, 0, 0, [], set()
     ladder, used, stopped = {k: 0 for k in PASSES if k <= think}, {}, 0
     for b in split_batches(task, split, n, seed, device, **override):
-        b = spoil_batch(b, spoil) if spoil else b
+        b = spoil(b) if spoil else b
         answers, passes = model.generate(b.question, b.lengths, think, conversation=True)
         stopped += int((passes < think).sum())
         last = len(answers) - 1
@@ -280,7 +281,8 @@ if __name__ == '__main__':
     scores, wrong_lines, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task, name in splits:
-        r = evaluate(model, task, name, num_samples, seed, device, think if task in trained_on['aloud'].split(',') else 1, spoil, errors)
+        r = evaluate(model, task, name, num_samples, seed, device, think if task in trained_on['aloud'].split(',') else 1,
+                     partial(spoil_batch, how=spoil) if spoil else None, errors)
         wrong = ', '.join(f"asked {m['asked']}, wanted {m['wanted']}, heard {m['heard'] or 'nothing'}" for m in r['mistakes'][:None if verbose else 1])
         print(f"{task:8} {name:14} {r['n']:9} {r['distinct']:8} {r['exact_match']:11.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {wrong}",
               flush=True)
@@ -303,7 +305,7 @@ if __name__ == '__main__':
         if split == 'all' and not spoil:  # scores.json is of the whole test
             path = os.path.join(folder, 'scores.json')
             with open(path + '.tmp', 'w') as f:
-                json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'],
+                json.dump({'scores': scores, 'seed': seed, 'think': think, 'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                            'checkpoint': checkpoint.get('provenance'), **provenance()}, f, indent=1)
             os.replace(path + '.tmp', path)
     except OSError as e:
