@@ -3,6 +3,8 @@ What was played? An FFT scorer: waveforms in, symbols out; and a checkpoint's ac
 
 $ python score.py answer.wav --verbose=True
 $ python score.py --out_dir=out/mirror
+$ python score.py --out_dir=out/mirror --errors=True            # and sorts the mistakes
+$ python score.py config/control_noise.py --out_dir=out/mirror  # questions without tones: it must not know the answers
 
 The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json.
 """
@@ -243,8 +245,8 @@ if __name__ == '__main__':
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones
     spoil = ''              # a control: phase, noise, longer, shorter: see spoil_batch; writes no scores.json
-    wavs = [a for a in sys.argv[1:] if not a.startswith('-')]
-    configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
+    wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
+    configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
 
     for path in wavs:
         try:

@@ -34,7 +34,7 @@ from prepare import LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, 
 from score import evaluate
 
 # --- settings: config files and --key=value override them ---
-out_dir = ''             # where results go; '' is out/ and the tasks
+out_dir = ''             # where results go; '' is out/ and the name of the last config file, and _s and the seed if it is not 1337
 eval_interval = 50       # iterations
 log_interval = 10
 eval_samples = 100       # validation questions at each evaluation
@@ -123,7 +123,9 @@ bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log
        seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
-out_dir = out_dir or os.path.join('out', tasks.replace(',', '_'))
+if not out_dir:
+    named = [os.path.splitext(os.path.basename(a))[0] for a in sys.argv[1:] if not a.startswith('-')]
+    out_dir = os.path.join('out', (named or [tasks.replace(',', '_')])[-1] + (f'_s{seed}' if seed != 1337 else ''))
 on_gpu = device.startswith('cuda')
 if world > 1:
     dist.init_process_group('nccl' if on_gpu else 'gloo')

@@ -1,5 +1,4 @@
 # Is it balanced? One-shot: V or X. Two minutes on an H100-class GPU, half of it compiling.
-out_dir = 'out/bracket'
 tasks = 'bracket'
 batch_size = 512
 d_model = 128

@@ -1,5 +1,4 @@
 # Remainders, worked out aloud: one line of working a pass. Minutes on an H100-class GPU.
-out_dir = 'out/mod'
 tasks = 'mod'
 aloud = 'mod'
 rests = 4

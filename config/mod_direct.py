@@ -1,5 +1,4 @@
 # Remainders at once: the question's answer without its working, for comparison with mod.py. Minutes on an H100-class GPU.
-out_dir = 'out/mod_direct'
 tasks = 'mod'
 batch_size = 512
 learning_rate = 1.5e-3

@@ -1,5 +1,4 @@
 # One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
-out_dir = 'out/multitask'
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
 rests = 4

@@ -1,0 +1,3 @@
+# Attention only: twelve layers of it, no Mamba.
+exec(open('config/ablate_nothing.py').read())
+mamba = False

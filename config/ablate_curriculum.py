@@ -1,0 +1,3 @@
+# Difficulty rises with what has been learned.
+exec(open('config/ablate_nothing.py').read())
+curriculum = 'adaptive'

@@ -1,0 +1,3 @@
+# The decoder runs forward only.
+exec(open('config/ablate_nothing.py').read())
+backward = False

@@ -1,0 +1,3 @@
+# Every head forgets.
+exec(open('config/ablate_nothing.py').read())
+counting = 0.0

@@ -1,0 +1,3 @@
+# No pointer: every frame is generated.
+exec(open('config/ablate_nothing.py').read())
+pointer = False

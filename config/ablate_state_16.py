@@ -1,0 +1,3 @@
+# A quarter of the state.
+exec(open('config/ablate_nothing.py').read())
+d_state = 16
