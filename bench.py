@@ -33,8 +33,9 @@ repeats = 10        # timed runs of each line
 device = 'auto'     # auto, cpu, cuda
 batch_size = 0      # of the training steps; 0 is the configs' own on a GPU, and 16 on a CPU
 minutes = 10.0      # the longest sound answered
+tokens = 16384      # the longest scan
 configure(globals())
-bounds(globals(), repeats=1, batch_size=0, minutes=0.1)
+bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32)
 try:
     device = pick_device(device)
 except ValueError as e:
@@ -226,11 +227,11 @@ def recurrence(x, dt, A, B, C, chunk):
 
 
 if 'scan' in parts:
-    H, P, N, tokens = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128
+    H, P, N, together = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128; tokens in a batch
     kind = torch.bfloat16 if on_gpu else torch.float32
-    for T in (32, 64, 256, 1024, 4096, 16384):
-        r = lambda *shape: torch.randn(max(1, tokens // T), T, *shape, generator=generator, device=device, dtype=kind)
-        leaves = [r(H, P), torch.rand(max(1, tokens // T), T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device), r(N), r(N)]
+    for T in [T for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
+        r = lambda *shape: torch.randn(max(1, together // T), T, *shape, generator=generator, device=device, dtype=kind)
+        leaves = [r(H, P), torch.rand(max(1, together // T), T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device), r(N), r(N)]
         for t in leaves:
             t.requires_grad_()
         slowest, results = None, {}

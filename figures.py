@@ -219,10 +219,10 @@ def robustness(model, config, path, n):
 # --- what goes on inside ---
 
 @torch.no_grad()
-def states_of_brackets(model, n, seed, **more):
-    """n bracket questions -> the encoder's tokens at the end of each bracket (n, N, D), the depth there, whether it has been below
+def states_of_brackets(model, split, n, **more):
+    """n bracket questions of a split -> the encoder's tokens at the end of each bracket (n, N, D), the depth there, whether it has been below
     0 by then, and whether there is a bracket, (n, N) each"""
-    b = make_batch('bracket', 'val', n, torch.Generator().manual_seed(seed), **more)
+    b = make_batch('bracket', split, n, torch.Generator().manual_seed(7), **more)
     memory = model.encode(model.hear(b.question))
     at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long().clamp(1, memory.shape[1]) - 1  # the last token that hears nothing of the next
     depth, below = depths(b.asked)
@@ -232,7 +232,7 @@ def states_of_brackets(model, n, seed, **more):
 def counting(model, path):
     """Fit a line from the encoder's states to the depth of brackets, and to whether it has been below 0, on questions as long as in
     training; draw how well both can be read off at each place in these and in longer questions"""
-    x, depth, below, there = states_of_brackets(model, 2000, 1, uniform=False)
+    x, depth, below, there = states_of_brackets(model, 'train', 1000)
     ones = lambda t: torch.cat([t, torch.ones(*t.shape[:-1], 1)], -1).double()
     targets = torch.stack([depth, below], -1)[there].double()
     X = ones(x)[there]
@@ -240,7 +240,7 @@ def counting(model, path):
     fig = Figure(figsize=(13, 3.8), layout='constrained')
     trace, left, right = fig.subplots(1, 3)
     for color, marker, length in zip(COLORS, 'os^D', (12, 20, 40, 100)):
-        x, depth, below, there = states_of_brackets(model, 200, 2, low=length, high=length)
+        x, depth, below, there = states_of_brackets(model, 'val' if length == 12 else 'val_ood', 100, low=length, high=length)
         found = ones(x) @ line
         hits = (found[..., 0].round() == depth).double().mean(0), ((found[..., 1] > 0.5) == below).double().mean(0)
         print(f"length {length}: the depth can be read off at {hits[0].mean():.1%} of the brackets, whether it has been below 0 at {hits[1].mean():.1%}")

@@ -23,6 +23,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
@@ -454,6 +455,79 @@ def test_train_then_sample_then_score(trained):
     assert table[0] == 'ABCA' and len(table) == 6 and table[2].split()[0] == 'A'
 
 
+def test_bench(tmp_path):
+    text = run('bench.py', '--device=cpu', '--repeats=1', '--batch_size=2', '--minutes=0.2', '--tokens=32', f"--out={tmp_path / 'bench.json'}")
+    rows = {r['what']: r for r in json.loads((tmp_path / 'bench.json').read_text()) if 'what' in r}
+    assert rows['scan, 128 x 32 tokens: ssd']['speed'] > 1 and 'skipped' in rows['scan, 128 x 32 tokens: mamba_ssm kernel']
+    n = [rows[f'mod, d 128, batch 2: {layer}']['parameters'] for layer in ('Mini-JMamba', 'Transformer', 'LSTM')]
+    assert max(n) < 1.02 * min(n) and rows['scorer, 10,000 symbols, clean']['value'] == 100
+    assert 'answer to 10 s of sound' in text and 'x Mini-JMamba' in text
+
+
+def test_mistakes_are_sorted(trained, tmp_path):
+    text = run('score.py', f'--out_dir={trained[0]}', '--num_samples=6', '--split=iid', '--errors=True')
+    rows = [json.loads(line) for line in (trained[0] / 'errors.jsonl').read_text().splitlines()]
+    wrong = round(6 * (1 - float(re.search(r'mirror_iid_em: (.*)', text)[1])))
+    assert len(rows) == wrong > 0 and re.search(rf'mirror +iid +{wrong}  ', text) and {'asked', 'wanted', 'heard', 'kind', 'deletions'} <= set(rows[0])
+    assert transcribe(read_wav(str(trained[0] / rows[0]['question']))[None]) == [rows[0]['asked']]
+    assert transcribe(read_wav(str(trained[0] / rows[0]['answer']))[None]) == [rows[0]['heard']]
+    kind = lambda *a: score.diagnose(*a)['kind']
+    assert [kind('mirror', 'ABC', 'ABC', heard, read) for heard, read in (('ABD', 'ABD'), ('ABD', 'ABC'), ('ABBC', 'ABC'), ('ABD', 'ABE'))] == \
+        ['reasoning', 'rendering', 'timing', 'both']
+    found = score.diagnose('mod', '731%65%7', '81%65%7', '91%65%7', '91%65%7')
+    assert (found['digits'], found['quotient'], found['A < B'], found['borrow']) == (3, 1, False, True) and found['substitutions'] == 1
+    found = score.diagnose('bracket', '(()))(', 'X', 'V', 'V')
+    assert (found['length'], found['deepest'], found['first violation']) == (6, 2, 4)
+    assert score.edits('ABD', 'XABC') == (0, 1, 1) and score.edits('AAB', 'AB') == (1, 0, 0)
+
+
+def test_logits_are_read_where_the_tones_are():
+    b = make_batch('mirror', 'train', 20, gen())
+    config = JMambaConfig(**TINY)
+    middle = (torch.arange(b.question.shape[1] // 800) * 800 + (800 - 400 + 160) / 2 - 160) / 16000  # of the sound between a token's first window and its last
+    slot = (middle[None, :, None] >= b.rhythm.start[:, None]).sum(2) - 1
+    sounding = (slot >= 0) & (middle < (b.rhythm.start + b.rhythm.length).gather(1, slot.clamp(min=0)))
+    symbol = b.asked.gather(1, slot.clamp(min=0)).where(sounding, -1)
+    logits = F.one_hot(symbol.where(symbol >= 0, len(SYMBOLS)), len(SYMBOLS) + 1).float()
+    class Said:
+        def __call__(self, question, lengths):
+            return None, logits, None
+    said = Said()
+    said.config = config
+    assert score.read_logits(said, b.question, b.lengths, b.rhythm) == [decode(r) for r in b.asked]
+
+
+def test_spoilt_questions(tmp_path, trained):
+    b = make_batch('mirror', 'train', 30, gen())
+    asked, spoilt = [decode(r) for r in b.asked], {how: score.spoil_batch(b, how) for how in ('phase', 'noise', 'longer', 'shorter')}
+    for how, s in spoilt.items():
+        assert (transcribe(s.question) == asked) == (how != 'noise')
+    energy = lambda wave: wave.square().mean()
+    assert energy(spoilt['noise'].question) == pytest.approx(energy(b.question), rel=0.05) and not set(''.join(transcribe(spoilt['noise'].question))) - {'?'}
+    assert (spoilt['phase'].question - b.question).abs().mean() > 0.1
+    assert (spoilt['longer'].lengths > b.lengths).all() and (spoilt['shorter'].lengths < b.lengths).all()
+    before = (trained[0] / 'scores.json').read_bytes()
+    assert 'mirror_iid_em: 0.0000' in run('score.py', os.path.join(HERE, 'config/control_noise.py'), f'--out_dir={trained[0]}', '--num_samples=2')
+    assert (trained[0] / 'scores.json').read_bytes() == before and 'phase, noise' in run('score.py', '--spoil=x', code=2)
+
+
+def test_figures_of_a_model(trained, tmp_path):
+    import figures
+    model, checkpoint = load_checkpoint(str(trained[0]))
+    text = run('figures.py', '--what=counting', trained[0], f"--out={tmp_path / 'c.png'}")
+    assert re.search('length 100: the depth can be read off', text) and (tmp_path / 'c.png').stat().st_size > 9000
+    figures.pointer(model, tmp_path / 'p.png')
+    assert (tmp_path / 'p.png').stat().st_size > 9000
+    b = next(split_batches('mirror', 'iid', 10))
+    asked = [decode(r) for r in b.asked]
+    for label, (xs, worse) in figures.WORSE.items():  # the mildest is no trouble to the scorer, and nothing changes shape
+        mildest = 16000 if 'rate' in label else 1 if label == 'tempo' else 0 if 'shift' in label else xs[0]
+        assert transcribe(worse(b, mildest).question) == asked, label
+        assert all(len(worse(b, x).question) == 10 for x in xs)
+    assert transcribe(figures.replayed(b, tempo=0.8).question) == asked == transcribe(figures.through_file(b, 8000).question)
+    assert 'robustness' in run('figures.py', '--what=beauty', trained[0], code=2)
+
+
 def test_a_question_through_a_pipe_is_answered_when_it_ends(trained, tmp_path):
     write_wav(str(tmp_path / 'q.wav'), torch.cat([torch.zeros(5000), play_text('ABBA'), torch.zeros(9600)]))
     data = bytearray((tmp_path / 'q.wav').read_bytes())
@@ -736,11 +810,13 @@ def test_figures_of_runs(tmp_path):
     for name, exact in (('mod_s1', 1.0), ('mod_s2', 0.9), ('mod_direct', 0.5)):
         thought = {'by_passes': {'1': 0.1, '2': 0.5, '4': exact}, 'passes_by_lines': {'1': 1, '3': 2.9}} if name != 'mod_direct' else {}
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, **thought}}}}))
-    text = run('figures.py', *(tmp_path / d for d in ('mod_s1', 'mod_s2', 'mod_direct')), f"--out={tmp_path / 'passes.png'}")
-    assert '| mod | 2 | 95 (90) |' in text and '| mod_direct | 1 | 50 |' in text
+        (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, **thought}}}, **({'seconds': 60} if thought else {})}))
+    text = run('figures.py', *(tmp_path / d for d in ('mod_s1', 'mod_s2', 'mod_direct')), f"--out={tmp_path / 'table.png'}")
+    assert '| mod | 2 | 95 (90) | 60 |' in text and '| mod_direct | 1 | 50 |  |' in text
+    assert (tmp_path / 'table.png').read_bytes()[:4] == b'\x89PNG'
+    run('figures.py', '--what=passes', tmp_path / 'mod_s1', f"--out={tmp_path / 'passes.png'}")
     assert (tmp_path / 'passes.png').read_bytes()[:4] == b'\x89PNG'
-    assert 'score.py' in run('figures.py', tmp_path, code=2)
+    assert 'score.py' in run('figures.py', tmp_path / 'nothing', '--what=table', code=2).splitlines()[-1]
 
 
 def test_saving_is_all_or_nothing(tmp_path):
