@@ -5,7 +5,7 @@ $ python bench.py                 # prints a table and writes bench.json
 $ python bench.py --parts=scan    # or some of: limits, audio, step, scan, length, stream, scorer
 
 Every line is the median of `repeats` runs after a warm-up; beside it stands its speed as a multiple of that of the line it is compared
-with. What the machine cannot do is skipped and named. On a GPU, what is timed runs as one CUDA graph, compiled where it says so.
+with. What the machine cannot do is skipped and named. On a GPU, a training step and a scan run as one CUDA graph each.
 """
 import ctypes
 import gc
@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import bounds, configure, fail
-from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, kernel_missing, pick_device, ssd, ssd_kernel
+from model import JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -40,6 +40,9 @@ try:
     device = pick_device(device)
 except ValueError as e:
     fail(e)
+parts = parts.split(',')
+if not set(parts) <= {'limits', 'audio', 'step', 'scan', 'length', 'stream', 'scorer'}:
+    fail(f"parts are some of limits, audio, step, scan, length, stream, scorer, not {','.join(parts)}")
 on_gpu, rows = device.startswith('cuda'), []
 torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -58,17 +61,7 @@ def skip(what, why):
 def measure(f):
     """Median seconds of f(); on a GPU as one CUDA graph, so that Python's speed does not count"""
     if on_gpu:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                f()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            f()
-        f = graph.replay
+        f = capture(f, generator)[0].replay
     f()
     times = []
     for _ in range(repeats):
@@ -97,7 +90,9 @@ if 'limits' in parts:
     report('copy, read and written', copy / 1e9, 'GB/s')
 
 # --- audio, on one core ---
-if 'audio' in parts and not on_gpu:
+if 'audio' in parts and on_gpu:
+    skip('synthesis and scoring, one core', 'give --device=cpu')
+elif 'audio' in parts:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     symbols, rhythm = torch.randint(len(SYMBOLS), (32, 10), generator=generator), make_rhythm(32, 10, generator)
@@ -108,7 +103,8 @@ if 'audio' in parts and not on_gpu:
     torch.set_num_threads(threads)
 
 
-# --- a training step, with other layers in the place of Mamba-2's: as many parameters, same front end, attention and losses ---
+# --- a training step, with other layers in the place of Mamba-2's: as many parameters, same front end,
+# --- attention, losses (of frames and symbols) and optimizer; on a GPU compiled, but for the LSTM and mamba_ssm.Mamba2, which bring their own kernels ---
 
 class Block(nn.Module):
     """Pre-norm and residual around inner(x)"""
@@ -158,21 +154,18 @@ def official(c, n):
 def time_step(label, c, layer, batch, ours):
     """Time one update with `layer` in the place of Mamba-2's, or Mamba-2 itself if None -> seconds"""
     torch.manual_seed(0)
-    model, make = MiniJMamba(c), batch
+    model = MiniJMamba(c)
     n = sum(p.numel() for p in model.encoder[0].parameters())
     for layers in (model.encoder, model.decoder) if layer else ():
         for i in range(len(layers)):
             layers[i] = Block(c.d_model, layer(c, n))
     model.to(device)
     if on_gpu:
-        for part in model.modules():
-            if isinstance(part, (Mamba2, SelfAttention, CrossAttention, Transformer)):
-                part.compile(dynamic=False)
-        model.hear = torch.compile(model.hear, dynamic=False)
+        compile_parts(model, *([Block] if layer is Transformer else []))  # of the others, what is not Mini-JMamba's own is no use to compile
     optimizer = torch.optim.AdamW(model.parameters(), torch.tensor(1e-4, device=device) if on_gpu else 1e-4, fused=True, capturable=on_gpu)
 
     def update(stages):
-        b = make()
+        b = batch()
         if stages > 1:
             with torch.autocast('cuda', torch.bfloat16, enabled=on_gpu):
                 frames, logits, _ = model(b.question, b.lengths)
@@ -186,9 +179,9 @@ def time_step(label, c, layer, batch, ours):
         if stages > 2:
             optimizer.zero_grad(set_to_none=True)
     seconds = [measure(lambda: update(stages)) for stages in (1, 2, 3, 4)]
-    examples = len(make().lengths)
+    examples = len(batch().lengths)
     n_parameters = sum(p.numel() for p in model.parameters())
-    flops = 6 * n_parameters * make().question.numel() / c.token / seconds[3]  # of the products with weights alone
+    flops = 6 * n_parameters * batch().question.numel() / c.token / seconds[3]  # of the products with weights alone
     report(label, 1000 * seconds[3], 'ms a step', ours and ours / seconds[3], 'Mini-JMamba')
     rows[-1].update({k: 1000 * (y - x) for k, x, y in zip(('audio', 'forward', 'backward', 'optimizer'), [0, *seconds], seconds)},
                     parameters=n_parameters, examples_per_second=examples / seconds[3], flops=flops)
@@ -209,15 +202,17 @@ if 'step' in parts:
         c, label = JMambaConfig(d_model=d), f"{scope['tasks']}, d {d}, batch {size}: "
         ours = time_step(label + 'Mini-JMamba', c, None, batch, None)
         for other, layer in {'Transformer': Transformer, 'LSTM': LSTM, 'mamba_ssm.Mamba2': official}.items() if config in ('mod', 'wide') else ():
-            if other.startswith('mamba') and kernel_missing():
-                skip(label + other, kernel_missing())
-            else:
+            try:
+                if layer is official and kernel_missing():
+                    raise ImportError(kernel_missing())
                 time_step(label + other, c, layer, batch, ours)
+            except ImportError as e:
+                skip(label + other, str(e))
 
 
 # --- the scan alone, forward and backward ---
 
-def recurrence(x, dt, A, B, C, chunk):
+def recurrence(x, dt, A, B, C):
     """The scan as it is defined, one token after another"""
     h, y = x.new_zeros(len(x), *x.shape[2:], B.shape[2]), []
     for t in range(x.shape[1]):
@@ -227,6 +222,7 @@ def recurrence(x, dt, A, B, C, chunk):
 
 
 if 'scan' in parts:
+    chunked = lambda *inputs: ssd(*inputs, 64)
     H, P, N, together = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128; tokens in a batch
     kind = torch.bfloat16 if on_gpu else torch.float32
     for T in [T for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
@@ -235,16 +231,16 @@ if 'scan' in parts:
         for t in leaves:
             t.requires_grad_()
         slowest, results = None, {}
-        for what, scan in {'recurrence': recurrence, 'ssd': ssd, 'ssd, compiled': torch.compile(ssd, dynamic=False), 'mamba_ssm kernel': ssd_kernel}.items():
+        for what, scan in {'recurrence': recurrence, 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'mamba_ssm kernel': ssd_kernel}.items():
             label = f"scan, {len(leaves[0])} x {T} tokens: {what}"
             why = (kernel_missing() if scan is ssd_kernel else "too slow to wait for" if scan is recurrence and T > 1024 else
                    "there is no C++ compiler" if 'compiled' in what and not on_gpu and not shutil.which('g++') else '')
             if why:
                 skip(label, why)
                 continue
-            both = lambda: torch.autograd.grad(scan(*leaves, 256 if scan is ssd_kernel else 64).sum(), leaves)
+            both = lambda: torch.autograd.grad(scan(*leaves).sum(), leaves)
             seconds = measure(both)
-            results[what] = [scan(*leaves, 256 if scan is ssd_kernel else 64).detach(), *both()]
+            results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
             slowest = slowest or (what, seconds)
         if 'mamba_ssm kernel' in results:

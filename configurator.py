@@ -25,16 +25,6 @@ def fail(message, code=2):
     sys.exit(code)
 
 
-def cores():
-    """Processor cores that this process may use; a container may be allowed fewer than the machine has"""
-    try:
-        with open('/sys/fs/cgroup/cpu.max') as f:
-            share, period = map(int, f.read().split())
-        return max(1, share // period)
-    except (OSError, ValueError):  # no such limit
-        return os.cpu_count()
-
-
 def provenance():
     """What made a result: the command, the commit of this code, the versions -> dict of text"""
     here = os.path.dirname(os.path.abspath(__file__))

@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.io import wavfile
-from scipy.signal import butter, resample_poly, sosfilt
 
 import model as jmamba
-from prepare import SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav, split_batches
+from prepare import SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav
 from score import evaluate, find_tones
 
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # told apart by the colour-blind too (Okabe and Ito)
@@ -118,6 +117,8 @@ def plain(ax, **settings):
 
 def passes(runs, path):
     """Draw exact match against how often the model may hear its own answer, and how often it did, by what the question takes"""
+    if len(runs) > 1:
+        raise ValueError(f"name one run and its seeds, not {', '.join(runs)}")
     ones = [one['mod'] for seeds in runs.values() for one, _ in seeds if 'by_passes' in one.get('mod', {}).get('iid', {})]
     if not ones:
         raise ValueError("none of these was taught mod aloud, the task that takes passes")
@@ -176,11 +177,13 @@ def replayed(b, tempo=1.0, hertz=0.0):
 
 def filtered(b, low, high):
     """Band-limited, as by a telephone"""
+    from scipy.signal import butter, sosfilt  # slow to import, and sample.py does without
     return b._replace(question=torch.from_numpy(sosfilt(butter(6, (low, high), 'bandpass', fs=SAMPLE_RATE, output='sos'), b.question.numpy())).float())
 
 
 def through_file(b, rate):
     """Written to a WAV file of another sample rate, and read back"""
+    from scipy.signal import resample_poly
     def there_and_back(wave):
         file = io.BytesIO()
         wavfile.write(file, rate, resample_poly(wave.numpy().astype(np.float64), rate, SAMPLE_RATE).astype(np.float32))
@@ -231,24 +234,29 @@ def states_of_brackets(model, split, n, **more):
 
 def counting(model, path):
     """Fit a line from the encoder's states to the depth of brackets, and to whether it has been below 0, on questions as long as in
-    training; draw how well both can be read off at each place in these and in longer questions"""
-    x, depth, below, there = states_of_brackets(model, 'train', 1000)
-    ones = lambda t: torch.cat([t, torch.ones(*t.shape[:-1], 1)], -1).double()
-    targets = torch.stack([depth, below], -1)[there].double()
-    X = ones(x)[there]
-    line = torch.linalg.solve(X.T @ X + 1e-3 * torch.eye(X.shape[1], dtype=X.dtype), X.T @ targets)
+    training; draw how well both can be read off at each place in these and in longer questions. Dotted: the same for a model that has
+    learned nothing, which can count a little too, as half of its heads never forget."""
+    torch.manual_seed(0)
+    untrained = jmamba.MiniJMamba(model.config).eval()
     fig = Figure(figsize=(13, 3.8), layout='constrained')
     trace, left, right = fig.subplots(1, 3)
-    for color, marker, length in zip(COLORS, 'os^D', (12, 20, 40, 100)):
-        x, depth, below, there = states_of_brackets(model, 'val' if length == 12 else 'val_ood', 100, low=length, high=length)
-        found = ones(x) @ line
-        hits = (found[..., 0].round() == depth).double().mean(0), ((found[..., 1] > 0.5) == below).double().mean(0)
-        print(f"length {length}: the depth can be read off at {hits[0].mean():.1%} of the brackets, whether it has been below 0 at {hits[1].mean():.1%}")
-        for ax, hit in zip((left, right), hits):
-            ax.plot(range(1, length + 1), 100 * hit, color=color, marker=marker, markevery=max(1, length // 10), label=f"length {length}")
-        if length == 40:
-            trace.step(range(1, 41), depth[0], where='mid', color='0.6', label='depth')
-            trace.plot(range(1, 41), found[0, :, 0], color=color, label='read off the state')
+    ones = lambda t: torch.cat([t, torch.ones(*t.shape[:-1], 1)], -1).double()
+    for net, style in ((model, '-'), (untrained, ':')):
+        x, depth, below, there = states_of_brackets(net, 'train', 1000)
+        X, targets = ones(x)[there], torch.stack([depth, below], -1)[there].double()
+        line = torch.linalg.solve(X.T @ X + 1e-3 * torch.eye(X.shape[1], dtype=X.dtype), X.T @ targets)
+        for color, marker, length in zip(COLORS, 'os^D', (12, 20, 40, 100)):
+            x, depth, below, there = states_of_brackets(net, 'val' if length == 12 else 'val_ood', 100, low=length, high=length)
+            found = ones(x) @ line
+            hits = (found[..., 0].round() == depth).double().mean(0), ((found[..., 1] > 0.5) == below).double().mean(0)
+            print(f"{'' if net is model else 'untrained, '}length {length}: the depth can be read off at {hits[0].mean():.1%} of the brackets, "
+                  f"whether it has been below 0 at {hits[1].mean():.1%} (always no: {1 - below.double().mean():.1%})")
+            for ax, hit in zip((left, right), hits):
+                ax.plot(range(1, length + 1), 100 * hit, style, color=color, **({'marker': marker, 'markevery': max(1, length // 10), 'label': f"length {length}"}
+                                                                                if net is model else {'alpha': 0.5}))
+            if length == 40 and net is model:
+                trace.step(range(1, 41), depth[0], where='mid', color='0.6', label='depth')
+                trace.plot(range(1, 41), found[0, :, 0], color=color, label='read off the state')
     plain(trace, xlabel='bracket', ylabel='depth', title='one question of length 40')
     plain(left, xlabel='bracket', ylabel='depth right, rounded (%)', ylim=(-3, 103), title='depth')
     plain(right, xlabel='bracket', ylabel='right (%)', ylim=(-3, 103), title='has it been below 0?')
@@ -260,12 +268,17 @@ def counting(model, path):
 @torch.no_grad()
 def pointer(model, path, text='CABLEKAJ'):
     """Draw where in the question each frame of the answer is fetched from"""
-    kept, local_weights = [], jmamba.local_weights
+    if not (model.config.attention and model.config.pointer):
+        raise ValueError("this model has no pointer")
+    kept, local_weights, wave = [], jmamba.local_weights, play_text(text)[None]
+    heard = model.hear(wave)
+    memory = model.encode(heard)
     jmamba.local_weights = lambda *a, **more: kept.append(local_weights(*a, **more)) or kept[-1]
-    wave = play_text(text)[None]
-    model(wave, torch.tensor([wave.shape[1]]))
-    jmamba.local_weights = local_weights
-    weights, w = kept[0][0, -1], model.config.window  # (T / w, w, 3w), of the pointer
+    try:
+        model.answer(memory, heard, torch.tensor([wave.shape[1]]))
+    finally:
+        jmamba.local_weights = local_weights
+    weights, w = kept[0][0, -1], model.config.window  # (T / w, w, 3w); the pointer is the last head of the cross-attention, which comes first
     T = math.ceil(wave.shape[1] / model.config.token)
     full = torch.zeros(len(weights) * w, (len(weights) + 2) * w)
     for i, block in enumerate(weights):

@@ -38,6 +38,7 @@ class JMambaConfig:
     chunk: int = 64           # tokens that the scan takes at once
     ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the faster
     backward: bool = True     # the decoder's first half runs from the question's end to its start
+    freeze: bool = True       # the Mamba-2 states stand still while nothing sounds
     mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
     attention: bool = True    # False: none at all; the decoder gets the encoder's token of the same moment, and no pointer
     pointer: bool = True      # False: every frame is generated
@@ -84,6 +85,11 @@ class JMambaConfig:
         """samples in a token"""
         return self.patch * self.hop
 
+    @property
+    def middle(self):
+        """the middle of what a token's frames hear, in samples after the token's start"""
+        return (self.token + self.hop - self.win_length) / 2
+
 
 # --- sound to frames and back ---
 
@@ -128,6 +134,10 @@ class Spectrum(nn.Module):
     def exp(self, frames):
         return torch.expm1(frames.clamp(0, 12)) / self.compress
 
+    def sounds(self, frames):
+        """Log magnitudes (B, T, patch * F) -> 1 where a token has a tone, 0 in silence, (B, T, 1): from -35 to -24 dB of full scale"""
+        return (frames.float().amax(-1, keepdim=True) - 1).clamp(0, 1)
+
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
         return spectrum * (magnitude / self.magnitude(spectrum)).unsqueeze(-2)
@@ -164,6 +174,9 @@ class Samples(Spectrum):
         return blocks
 
     log = exp = magnitude
+
+    def sounds(self, samples):
+        return (20 * samples.float().abs().amax(-1, keepdim=True) - 1).clamp(0, 1)
 
     def wave(self, blocks, iterations):
         return blocks.flatten(1)
@@ -218,6 +231,7 @@ def load_kernel():
     return mamba_chunk_scan_combined
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def kernel_missing():
     """Why ssd_kernel cannot be used here, '' if it can"""
@@ -231,18 +245,18 @@ def kernel_missing():
 
 
 @torch.compiler.disable
-def ssd_kernel(x, dt, A, B, C, chunk):
-    """ssd() by mamba_ssm's kernel"""
-    return load_kernel()(x, dt, A, B[:, :, None], C[:, :, None], chunk)
+def ssd_kernel(x, dt, A, B, C):
+    """ssd() by mamba_ssm's kernel, in the chunks that it likes"""
+    return load_kernel()(x, dt, A, B[:, :, None], C[:, :, None], 256)
 
 
 class Mamba2(nn.Module):
-    """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal"""
+    """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal. `pace` (B, T, 1) scales the steps of time: where it
+    is 0, the state stays as it is."""
 
     def __init__(self, c):
         super().__init__()
         self.c, self.n_heads = c, c.d_inner // c.head_dim
-        self.kernel_from = math.inf if kernel_missing() else {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd]
         self.forever = round(c.counting * self.n_heads)  # heads with A = 0: dt gates what goes in, nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
         self.norm = nn.RMSNorm(c.d_model)
@@ -262,15 +276,16 @@ class Mamba2(nn.Module):
         z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
         return z, xBC, F.softplus(dt[..., :self.n_heads].float() + self.dt_bias), F.pad(-self.A_log.exp(), (self.forever, 0))
 
-    def forward(self, u):
+    def forward(self, u, pace):
         c, T = self.c, u.shape[1]
         z, xBC, dt, A = self.project(u)
+        dt = dt * pace
         padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
-        xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias)
+        xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias).to(xBC.dtype)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
-        scan = ssd_kernel if x.is_cuda and T >= self.kernel_from else ssd
-        y = scan(x, dt, A, B, C, c.chunk) + self.D[:, None] * x
+        kernel = x.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
+        y = (ssd_kernel(x, dt, A, B, C) if kernel else ssd(x, dt, A, B, C, c.chunk)) + self.D[:, None] * x
         return u + self.out(y, z)
 
     def out(self, y, z):
@@ -279,11 +294,12 @@ class Mamba2(nn.Module):
         y = F.rms_norm(y.float() * F.silu(z).unflatten(-1, (self.n_heads, -1)), y.shape[-1:], eps=1e-5)
         return self.out_proj(y.flatten(-2) * self.gate_norm)
 
-    def step(self, u, state):
-        """forward for the next token alone: u (B, D) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
+    def step(self, u, pace, state):
+        """forward for the next token alone: u (B, D), its pace (B, 1) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
         + 2N) and the scan's h (B, H, P, N) -> (B, D) and the next state, no larger"""
         c, (inputs, h) = self.c, state
         z, xBC, dt, A = self.project(u)
+        dt = dt * pace
         inputs = torch.cat([inputs, xBC[:, None]], 1)
         x, B, C = F.silu((inputs * self.conv_weight).sum(1) + self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
@@ -343,7 +359,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(c.d_model, 3 * c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
-    def forward(self, x):
+    def forward(self, x, pace=None):
         w = self.c.window
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.c.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, d)
         there = torch.ones(1, 1, x.shape[1], dtype=torch.bool, device=x.device)  # what is padding comes last, and is never looked at
@@ -429,17 +445,21 @@ class MiniJMamba(nn.Module):
             layer.A_log.copy_(torch.empty_like(layer.A_log).uniform_(1, 16).log())
 
     def hear(self, question):
-        """(B, S) -> log-magnitude frames, five to a row: (B, T, patch * F). S is padded to whole tokens."""
+        """(B, S) -> log-magnitude frames, `patch` to a row: (B, T, patch * F). S is padded to whole tokens."""
         question = F.pad(question, (0, -question.shape[1] % self.config.token))
         with torch.autocast(question.device.type, enabled=False):
             s = self.spectrum
             return s.log(s.magnitude(s.stft(question.float()))).unflatten(1, (-1, self.config.patch)).flatten(2)
 
+    def pace(self, frames):
+        """(B, T, patch * F) -> (B, T, 1), how fast time passes for the Mamba-2 layers. A pause can then be as long as it likes."""
+        return self.spectrum.sounds(frames) if self.config.freeze else torch.ones_like(frames[..., :1])
+
     def encode(self, frames):
         """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t"""
-        x = self.embed(frames).float()  # the residual stream stays fp32 under autocast
+        x, pace = self.embed(frames).float(), self.pace(frames)  # the residual stream stays fp32 under autocast
         for layer in self.encoder:
-            x = layer(x)
+            x = layer(x, pace)
         return x
 
     def step(self, sound, state=None):
@@ -454,7 +474,7 @@ class MiniJMamba(nn.Module):
         frames = s.log(s.magnitude(s.stft(sound, before))).flatten(1)
         x, after = self.embed(frames), []
         for layer, layer_state in zip(self.encoder, layers):
-            x, layer_state = layer.step(x, layer_state)
+            x, layer_state = layer.step(x, self.pace(frames), layer_state)
             after.append(layer_state)
         return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
 
@@ -477,14 +497,15 @@ class MiniJMamba(nn.Module):
         x = query + x
         half = len(self.decoder) // 2
         at = torch.arange(heard.shape[1], device=heard.device)
-        turned = torch.where(valid, n[:, None] - 1 - at, at)[..., None].expand_as(x)  # padding stays behind the rest
-        x = x.gather(1, turned) if c.backward else x
+        turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
+        turn = lambda y: y.gather(1, turned[..., None].expand_as(y))
+        x, pace = turn(x), self.pace(heard)
         for layer in self.decoder[:half]:
-            x = layer(x)
-        x = x.gather(1, turned) if c.backward else x
+            x = layer(x, turn(pace))
+        x = turn(x)
         x = self.self_attention(x) if c.attention else x
         for layer in self.decoder[half:]:
-            x = layer(x)
+            x = layer(x, pace)
         x = self.norm(x)
         gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
         made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (self.frames(x), pointed))
@@ -521,10 +542,43 @@ class MiniJMamba(nn.Module):
         return (answers, passes) if conversation else answers[-1]
 
 
+# --- speed ---
+
+def compile_parts(model, *more):
+    """torch.compile for the layers of a model and its front end, and for modules of the classes in `more`: once for all of a kind,
+    for each shape that is met"""
+    torch._dynamo.config.recompile_limit = 64
+    for part in model.modules():
+        if isinstance(part, (Mamba2, SelfAttention, CrossAttention, *more)):
+            part.compile(dynamic=False)
+    model.hear = torch.compile(model.hear, dynamic=False)
+
+
+def capture(f, generator):
+    """f(), which may draw from the generator, as a CUDA graph, after three runs to warm up -> the graph and what f returned"""
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            f()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        result = f()
+    return graph, result
+
+
 # --- checkpoints ---
 
 def pick_device(device):
-    """'auto' is the GPU if there is one. ValueError if the one asked for is not there."""
+    """'auto' is the GPU if there is one. ValueError if the one asked for is not there. On the way: no more threads than a container
+    is allowed cores, or they would only take them from one another."""
+    try:
+        with open('/sys/fs/cgroup/cpu.max') as f:
+            share, period = map(int, f.read().split())
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share // period)))
+    except (OSError, ValueError):  # there is no limit
+        pass
     if device == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
@@ -534,7 +588,7 @@ def pick_device(device):
             if device.startswith('cpu'):
                 raise RuntimeError
     except (RuntimeError, AssertionError):
-        raise ValueError(f"there is no device {device!r} here; use auto, cpu, cuda or mps") from None
+        raise ValueError(f"there is no device {device!r} here; use auto, cpu or cuda") from None
     return device
 
 
@@ -564,7 +618,7 @@ def load_checkpoint(out_dir, device='cpu', init_from='out_dir'):
         raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
     path = next((p for p in paths[init_from] if os.path.exists(p)), None)
     if path is None:
-        raise ValueError(f"no checkpoint in {out_dir}; train one with: python train.py config/mirror.py --out_dir={out_dir}")
+        raise ValueError(f"there is no {paths[init_from][-1]}; train a model with: python train.py config/mirror.py --out_dir={out_dir}")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         model = MiniJMamba(JMambaConfig(**checkpoint['model_args'])).to(device)

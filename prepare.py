@@ -38,7 +38,7 @@ JITTER = 0.1       # of both durations, either way
 DETUNE = 4.0       # Hz either way
 LEAD = 0.02        # seconds of silence before the first slot, at most
 NOISE = 0.03       # standard deviation of the white noise in a question, at most
-BLOCK = 6400       # samples; batches are padded to a multiple of it: 8 of the model's tokens, a size that GPUs like
+BLOCK = 6400       # samples; batches are padded to a multiple of it: whole tokens of the model, and a size that GPUs like
 # In order of pitch. K and L are never trained on: L lies at the edge of mirror's band, K inside it.
 SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
 REST = -1
@@ -173,7 +173,7 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, a
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)
     pairs = torch.arange(low // 2, high // 2 + 1, device=device)
     catalan = torch.exp(torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)) / (pairs + 1)
-    known = (pairs <= low // 2 + 1) | (pairs <= 4 + level * (high // 2 - 4))  # a curriculum starts at length 8, the first held out
+    known = pairs <= 5 + level * (high // 2 - 5)  # a curriculum starts at length 10: only longer ones than 6 are held out
     share = ((catalan if uniform else pairs.float().square()) * known).cumsum(0)
     half = pairs[torch.searchsorted(share / share[-1], rand(n // 2)).clamp(max=len(pairs) - 1)]
     half = half.repeat_interleave(2)[:, None]

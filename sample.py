@@ -29,7 +29,7 @@ split = 'iid'           # of this split
 sample_dir = ''         # where to write; '' is out_dir/samples
 think = 16              # passes at most when a task is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
-device = 'auto'         # auto, cpu, cuda, mps
+device = 'auto'         # auto, cpu, cuda
 configure(globals())
 if '--start=' in sys.argv:
     fail("a question needs at least one symbol, such as --start=ABCA")

@@ -145,18 +145,20 @@ def spoil_batch(b, how):
 
 def read_logits(model, question, lengths, rhythm):
     """What the symbol logits say, at the middle of each tone -> a list of texts. To tell kinds of mistakes apart, never for a score."""
-    token = model.config.token
-    logits = model(question, lengths)[1]
-    heard_at = (token - model.config.win_length / 2 + model.config.hop / 2) / 2 / SAMPLE_RATE  # the middle of what a token hears
-    at = ((rhythm.start + rhythm.length / 2 - heard_at) * SAMPLE_RATE / token).round().long().clamp(0, logits.shape[1] - 1)
+    logits, middle = model(question, lengths)[1], (rhythm.start + rhythm.length / 2) * SAMPLE_RATE  # of each tone
+    at = ((middle - model.config.middle) / model.config.token).round().long().clamp(0, logits.shape[1] - 1)
     symbols = logits.argmax(2).gather(1, at)
-    return [decode(row) for row in symbols.where(symbols < UNKNOWN, -1)]
+    return [decode(row) for row in symbols.where((symbols < UNKNOWN) & (middle < lengths[:, None]), -1)]
 
 
 def diagnose(task, line, wanted, heard, read):
-    """One wrong line, asked, wanted, heard in the audio and read from the logits -> dict: its kind, and what was hard about it"""
-    once = lambda text: re.sub(r'(.)\1+', r'\1', text.replace('?', ''))
-    kind = 'reasoning' if heard == read else 'both' if read != wanted else 'timing' if once(heard) == once(wanted) else 'rendering'
+    """One line, asked, wanted, heard in the audio and read from the logits -> dict: its kind, and what was hard about it.
+
+    reasoning: the logits say the same wrong thing; rendering: they are right; timing: so are the tones, but for some that run together or
+    fall apart; both: audio and logits are wrong in different ways; unfinished: the line is right, and there were no passes left."""
+    once = lambda text: re.sub(r'(.)\1+', r'\1', text)  # AAB -> AB
+    kind = 'unfinished' if heard == wanted else 'reasoning' if heard == read else 'both' if read != wanted else \
+        'timing' if once(heard) == once(wanted) else 'rendering'
     found = {'kind': kind, **dict(zip(('insertions', 'deletions', 'substitutions'), edits(heard, wanted)))}
     if task == 'mod' and '%' in line:
         a, b = line.split('%')[:2]
@@ -166,6 +168,18 @@ def diagnose(task, line, wanted, heard, read):
         depth = [line[:i].count('(') - line[:i].count(')') for i in range(1, len(line) + 1)]
         found |= {'length': len(line), 'deepest': max(depth), 'first violation': next((i for i, d in enumerate(depth) if d < 0), 'none')}
     return found
+
+
+def first_wrong_line(model, task, question, wanted, sounds, heard, lengths, rhythm, keep):
+    """Diagnose the first line of a conversation that is not what the working says, given its sounds, (1, S) each, the question's
+    first, and what was heard in the answers -> dict, with the two sounds if they are to be kept"""
+    lines = working(question) if len(sounds) > 2 else [question, wanted]
+    line = lambda k: lines[min(k, len(lines) - 1)]
+    k = next((k for k, h in enumerate(heard) if h != line(k + 1)), len(heard) - 1)
+    read = read_logits(model, sounds[k], lengths, rhythm)[0]
+    return {'line': k + 1, 'line_asked': line(k), 'line_wanted': line(k + 1), 'line_heard': heard[k], 'line_read': read,
+            **diagnose(task, line(k), line(k + 1), heard[k], read),
+            **({'sounds': [s[0, :lengths[0]].cpu().clone() for s in sounds[k:k + 2]]} if keep else {})}
 
 
 @torch.no_grad()
@@ -197,14 +211,9 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
             distance += edit_distance(heard, wanted)
             mistakes.append({'asked': q, 'wanted': wanted, 'heard': heard})
             if errors:
-                lines = working(q) if think > 1 else [q, wanted]
-                k = next((k for k in range(last + 1) if heard_at[k][i] != lines[min(k + 1, len(lines) - 1)]), last)
-                line, heard, one = lines[min(k, len(lines) - 1)], heard_at[k][i], slice(i, i + 1)
-                sounds = [b.question[i], *(a[i] for a in answers)][k:k + 2]
-                read = read_logits(model, sounds[0][None], b.lengths[one], Rhythm(*[t[one] for t in b.rhythm]))[0]
-                right_line = lines[min(k + 1, len(lines) - 1)]
-                mistakes[-1] |= {'line': k + 1, 'line_asked': line, 'line_wanted': right_line, 'line_heard': heard, 'line_read': read,
-                                 **diagnose(task, line, right_line, heard, read), 'sounds': [s[:b.lengths[i]].cpu() for s in sounds]}
+                one = slice(i, i + 1)
+                mistakes[-1] |= first_wrong_line(model, task, q, wanted, [b.question[one], *(a[one] for a in answers)], [heard_at[k][i] for k in range(last + 1)],
+                                                 b.lengths[one], Rhythm(*[t[one] for t in b.rhythm]), keep=len(mistakes) <= 20)
     thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': sum(map(sum, used.values())) / n, 'stopped': stopped / n,
                'passes_by_lines': {k: sum(v) / len(v) for k, v in sorted(used.items())}} if think > 1 else {}
     return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
@@ -212,9 +221,17 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
 
 
 def write_errors(mistakes, folder):
-    """Print what kinds of mistakes there are and write them to folder/errors.jsonl, the sounds of the first 20 to folder/errors/"""
-    if not mistakes:
-        return print("no mistakes to sort")
+    """Write mistakes to folder/errors.jsonl, the sounds of the first ones to folder/errors/, and print what kinds there are"""
+    os.makedirs(os.path.join(folder, 'errors'), exist_ok=True)
+    for name in os.listdir(os.path.join(folder, 'errors')):  # of an earlier test
+        if re.fullmatch(r'\d+_(question|answer)\.wav', name):
+            os.remove(os.path.join(folder, 'errors', name))
+    for i, m in enumerate(mistakes):
+        for kind, sound in zip(('question', 'answer'), m.pop('sounds', ())):
+            m[kind] = f'errors/{i:03d}_{kind}.wav'
+            write_wav(os.path.join(folder, m[kind]), sound)
+    with open(os.path.join(folder, 'errors.jsonl'), 'w') as f:
+        f.writelines(json.dumps(m) + '\n' for m in mistakes)
     count = lambda rows, key: ', '.join(f"{k}: {v}" for k, v in Counter(r[key] for r in rows if key in r).most_common(6))
     print(f"\n{'task':8} {'split':14} {'wrong':>5}  what is wrong with the first wrong line")
     for task, split in dict.fromkeys((m['task'], m['split']) for m in mistakes):
@@ -222,15 +239,6 @@ def write_errors(mistakes, folder):
         more = [f"{key:16} {found}" for key in ('line', 'digits', 'quotient', 'A < B', 'borrow', 'length', 'deepest', 'first violation') if (found := count(rows, key))]
         print(f"{task:8} {split:14} {len(rows):5}  {count(rows, 'kind')}; " + ', '.join(
             f"{sum(r[key] for r in rows)} {key}" for key in ('insertions', 'deletions', 'substitutions')) + ''.join(f"\n{'':31}{m}" for m in more))
-    os.makedirs(os.path.join(folder, 'errors'), exist_ok=True)
-    for i, m in enumerate(mistakes):
-        sounds = m.pop('sounds')
-        if i < 20:
-            for kind, sound in zip(('question', 'answer'), sounds):
-                m[kind] = f'errors/{i:03d}_{kind}.wav'
-                write_wav(os.path.join(folder, m[kind]), sound)
-    with open(os.path.join(folder, 'errors.jsonl'), 'w') as f:
-        f.writelines(json.dumps(m) + '\n' for m in mistakes)
 
 
 if __name__ == '__main__':
@@ -241,7 +249,7 @@ if __name__ == '__main__':
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 16              # passes at most when a task is worked out aloud
-    device = 'auto'         # auto, cpu, cuda, mps
+    device = 'auto'         # auto, cpu, cuda
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones
     spoil = ''              # a control: phase, noise, longer, shorter: see spoil_batch; writes no scores.json
@@ -268,6 +276,8 @@ if __name__ == '__main__':
         sys.exit(0)
 
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
+    if spoil and errors:
+        fail("errors are of the test as it is: leave out --spoil")
     if spoil not in ('', 'phase', 'noise', 'longer', 'shorter'):
         fail(f"spoil is phase, noise, longer or shorter, not {spoil!r}")
     try:

@@ -28,16 +28,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import SEEDS, bounds, configure, cores, fail, provenance
-from model import KERNEL_FROM, CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, kernel_missing, load_checkpoint, pick_device, save_checkpoint
-from prepare import LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
+from configurator import SEEDS, bounds, configure, fail, provenance
+from model import KERNEL_FROM, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint
+from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
 
 # --- settings: config files and --key=value override them ---
 out_dir = ''             # where results go; '' is out/ and the name of the last config file, and _s and the seed if it is not 1337
 eval_interval = 50       # iterations
 log_interval = 10
-eval_samples = 100       # validation questions at each evaluation
+eval_samples = 100       # validation questions of each task at each evaluation, in distribution and out of it
 test_samples = 1000      # questions of each test split at the end; 0 skips the tests
 init_from = 'scratch'    # or resume
 # data
@@ -61,6 +61,7 @@ n_head = 4               # attention heads
 counting = 0.5           # share of the Mamba-2 heads that never forget
 patch = 5                # frames of 10 ms in a token
 backward = True          # the decoder's first half runs from the question's end to its start
+freeze = True            # the Mamba-2 states stand still while nothing sounds
 mamba = True             # false: self-attention in the place of every Mamba-2 layer
 attention = True         # false: none; the decoder gets the encoder's token of the same moment, and no pointer
 pointer = True           # false: every frame is generated
@@ -83,7 +84,7 @@ beta1 = 0.9              # AdamW's
 beta2 = 0.99
 grad_clip = 1.0          # 0 turns it off
 # system
-device = 'auto'          # auto, cpu, cuda, mps
+device = 'auto'          # auto, cpu, cuda
 dtype = 'auto'           # auto, float32, bfloat16, float16
 ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
@@ -93,7 +94,7 @@ config = configure(globals())
 # --- set-up ---
 rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))  # torchrun sets them
 try:
-    if world > 1 and device == 'auto' and torch.cuda.is_available():
+    if world > 1 and device in ('auto', 'cuda') and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     device = pick_device(device)
@@ -121,6 +122,12 @@ if init_from not in ('scratch', 'resume'):
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
        seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
+if BLOCK % (160 * patch):
+    fail(f"patch = {patch} must divide {BLOCK // 160}, the frames in a block of sound")
+if not spectrum and w_wave + w_stft:
+    fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
+if blind and not (pointer and attention):
+    fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
 if not out_dir:
@@ -142,7 +149,6 @@ if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
 print("scan: PyTorch" + (f"; mamba_ssm's kernel cannot be used: {kernel_missing()}" if kernel_missing() else
                          {'torch': ", as asked", 'mamba_ssm': " is turned off; mamba_ssm's kernel, as asked", 'auto': f"; mamba_ssm's kernel pays from {KERNEL_FROM} tokens on"}[ssd]))
-torch.set_num_threads(min(torch.get_num_threads(), cores()))
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
@@ -154,6 +160,7 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, 'resume')
         model.train()
+        model.config.ssd = ssd
         for k in ('tasks', 'aloud', 'curriculum', 'seed', *(k for k in config if k in checkpoint['model_args'] and k != 'ssd')):
             if config[k] != checkpoint['config'][k]:
                 fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
@@ -173,15 +180,22 @@ cuda_graphs = compile and on_gpu and dtype != 'float16'  # loss scaling has to l
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
                               betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
+
+
+def load_optimizer(state):
+    """A checkpoint's state of the optimizer, with the settings of this run"""
+    for group, now in zip(state['param_groups'], optimizer.state_dict()['param_groups']):
+        group.update({k: now[k] for k in now if k != 'params'})
+    optimizer.load_state_dict(state)
+
+
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
 iter_num, best, seconds, slower = 0, [-1.0, -1.0], 0.0, 1.0
 wrong = {t: 1.0 for t in tasks_list}  # share of the validation questions
 levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in tasks_list}  # how far each task's difficulty has risen
 if init_from == 'resume':
     try:
-        optimizer.load_state_dict(checkpoint['optimizer'])
-        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0)):  # these may change
-            group.update(weight_decay=decay, betas=(beta1, beta2))
+        load_optimizer(checkpoint['optimizer'])
         scaler.load_state_dict(checkpoint['scaler'])
         generator.set_state(checkpoint['generator'].cpu())
         turns.setstate((3, tuple(checkpoint['turns']), None))
@@ -216,14 +230,8 @@ def multi_resolution_stft(x, y):
     return total / 3
 
 
-def compute_losses(batch, task):
-    """One batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
-    hidden = torch.rand(batch_size, generator=generator, device=device)[part] < blind
-    seen = torch.where(hidden, batch.changed, batch.question.shape[1])
-    return score_frames(*model(batch.question, batch.lengths, seen), batch, seen, task)
-
-
-def score_frames(frames, logits, depth, batch, seen, task):
+def losses(frames, logits, depth, batch, seen, task):
+    """What the model answered to a batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
     s, token = model.spectrum, model.config.token
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
     mean = lambda x, over=valid: ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()  # every example counts alike
@@ -239,9 +247,8 @@ def score_frames(frames, logits, depth, batch, seen, task):
                 out['w_wave'] = mean((played - batch.answer).abs().unflatten(1, (-1, token)).mean(2))
             if w_stft:
                 out['w_stft'] = multi_resolution_stft(played, batch.answer)
-        seconds_of = token / SAMPLE_RATE
+        seconds_of, middle = token / SAMPLE_RATE, model.config.middle / SAMPLE_RATE
         if w_symbols:  # what sounds in the middle of each token's frames
-            middle = (token - model.config.win_length / 2 + model.config.hop / 2) / 2 / SAMPLE_RATE
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, middle).clamp(min=0).long()
             t = torch.arange(valid.shape[1], device=device) * seconds_of + middle - batch.rhythm.start.gather(1, slot)
             label = batch.wanted.gather(1, slot)
@@ -258,16 +265,18 @@ def score_frames(frames, logits, depth, batch, seen, task):
 
 
 weights = {k: config[k] for k in config if k.startswith('w_')}
-part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of every batch, drawn alike by all processes
+mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of every batch, drawn alike by all processes
 
 
 def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, part, rests=rests, shuffled=shuffled, level=levels[task],
+        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests, shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
+        hidden = torch.rand(batch_size, generator=generator, device=device)[mine] < blind
+        seen = torch.where(hidden, batch.changed, batch.question.shape[1])
         with amp:
-            parts = compute_losses(batch, task)
+            parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())
         scaler.scale(loss / gradient_accumulation_steps).backward()
     if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it
@@ -292,30 +301,11 @@ def step(task):
     return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
 
-def capture(task):
-    """The whole update, examples and optimizer included, as one CUDA graph: a GPU is far faster than Python can call it"""
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(task)
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        numbers = step(task)
-    return graph, numbers
-
-
 if compile:
     import prepare
-    torch._dynamo.config.cache_size_limit = 64
-    for layer in model.modules():
-        if isinstance(layer, (Mamba2, SelfAttention, CrossAttention)):  # compiled once for all layers of a kind
-            layer.compile(dynamic=False)
-    model.hear = torch.compile(model.hear, dynamic=False)
+    compile_parts(model)
     prepare.play = torch.compile(prepare.play, dynamic=False)
-    score_frames = torch.compile(score_frames, dynamic=False)
+    losses = torch.compile(losses, dynamic=False)
 graphs = {}
 stop = []  # the signals that have asked for an end
 
@@ -349,7 +339,7 @@ while iter_num < max_iters and not ended:
             x.fill_(min(1, 2 * iter_num / max_iters))
     if cuda_graphs:
         if task not in graphs:
-            graphs[task] = capture(task)
+            graphs[task] = capture(lambda: step(task), generator)  # the whole update, examples and optimizer included
             iter_num += 3  # its warm-up steps count
         graphs[task][0].replay()
         numbers = graphs[task][1]
@@ -381,7 +371,7 @@ while iter_num < max_iters and not ended:
                      "try a lower learning_rate or dtype=float32", 1)
             _, good = load_checkpoint(out_dir, device, 'resume')
             model.load_state_dict(good['model'])
-            optimizer.load_state_dict(good['optimizer'])
+            load_optimizer(good['optimizer'])
             graphs.clear()
             in_a_row.zero_()
             bar.write(f"iter {iter_num}: 5 updates in a row were no numbers; back to the weights of iter {good['iter_num']}, "
@@ -429,12 +419,15 @@ bar.close()
 log_file.close()
 if not ended and bad:
     fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
-if ended and iter_num < max_iters:
+if ended:
     seconds += time.time() - clock
     save('ckpt.pt')
     again = [a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume']
-    print(f"stopped at iteration {iter_num}; go on with: python {shlex.join(again)}")
+    with_ = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
+    print(f"stopped at iteration {iter_num}; go on with: {with_} {shlex.join(again)}")
     sys.exit(128 + (stop or [signal.SIGTERM])[0])
+if world > 1:
+    dist.destroy_process_group()
 print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---

@@ -1,7 +1,6 @@
 # Is it balanced? One-shot: V or X. Two minutes on an H100-class GPU, half of it compiling.
 tasks = 'bracket'
 batch_size = 512
-d_model = 128
 learning_rate = 1e-3
 min_lr = 1e-5
 max_iters = 2500

@@ -1,12 +1,3 @@
-# Remainders at once: the question's answer without its working, for comparison with mod.py. Minutes on an H100-class GPU.
-tasks = 'mod'
-batch_size = 512
-learning_rate = 1.5e-3
-min_lr = 1e-5
-max_iters = 9000
-lr_decay_iters = 9000
-warmup_iters = 200
-eval_interval = 1500
-eval_samples = 200
-log_interval = 100
-compile = True
+# Remainders at once: mod.py without its working, for comparison.
+exec(open('config/mod.py').read())
+aloud = ''
