@@ -286,7 +286,7 @@ def pointer(model, path, text='CABLEKAJ'):
     full, seconds = full[:T, w:w + T], T * model.config.token / SAMPLE_RATE
     fig = Figure(figsize=(6, 5), layout='constrained')
     ax = fig.subplots()
-    image = ax.imshow(full, origin='lower', extent=(0, seconds, 0, seconds), cmap='magma', vmin=0, vmax=1)
+    image = ax.imshow(full.numpy(), origin='lower', extent=(0, seconds, 0, seconds), cmap='magma', vmin=0, vmax=1)
     fig.colorbar(image, ax=ax, label='attention')
     ax.set(xlabel='time in the question (s)', ylabel='time in the answer (s)', title=f"the pointer, asked {text}")
     fig.savefig(path, dpi=110)
