@@ -1,11 +1,15 @@
-# Is it balanced? One-shot: V or X. Two minutes on an H100-class GPU, half of it compiling.
+# Is it balanced? Worked out aloud: pairs that meet go, until all are gone or none meet. Minutes on an H100-class GPU.
 tasks = 'bracket'
+aloud = 'bracket'
+rests = 24
+blind = 0.5
 batch_size = 512
 learning_rate = 1e-3
 min_lr = 1e-5
-max_iters = 2500
-lr_decay_iters = 2500
+max_iters = 5000
+lr_decay_iters = 5000
 warmup_iters = 100
-eval_interval = 250
+eval_interval = 1000
 eval_samples = 200
+log_interval = 100
 compile = True
