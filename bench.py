@@ -230,7 +230,7 @@ if 'scan' in parts:
         leaves = [r(H, P), torch.rand(max(1, together // T), T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device), r(N), r(N)]
         for t in leaves:
             t.requires_grad_()
-        slowest, results = None, {}
+        weight, slowest, results = r(H, P), None, {}  # a dense gradient, as in training
         for what, scan in {'recurrence': recurrence, 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'mamba_ssm kernel': ssd_kernel}.items():
             label = f"scan, {len(leaves[0])} x {T} tokens: {what}"
             why = (kernel_missing() if scan is ssd_kernel else "too slow to wait for" if scan is recurrence and T > 1024 else
@@ -238,7 +238,7 @@ if 'scan' in parts:
             if why:
                 skip(label, why)
                 continue
-            both = lambda: torch.autograd.grad(scan(*leaves).sum(), leaves)
+            both = lambda: torch.autograd.grad(scan(*leaves), leaves, weight)
             seconds = measure(both)
             results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
