@@ -20,9 +20,6 @@ import sys
 import time
 from contextlib import nullcontext
 
-# Before torch starts its threads: none waits for long without giving its core away. On a machine that is shared with
-# another run both are twice as fast for it; alone it makes no difference.
-os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

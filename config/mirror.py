@@ -2,5 +2,5 @@
 tasks = 'mirror'
 max_iters = 150
 lr_decay_iters = 150
-eval_interval = 25
-eval_samples = 200
+eval_interval = 50
+eval_samples = 100
