@@ -1,7 +1,7 @@
 """
 Every test.
 
-$ python -m pytest test_smoke.py      # two and a half minutes on two CPU cores
+$ python -m pytest test_smoke.py      # six minutes on two CPU cores
 """
 import functools
 import importlib.util
@@ -502,7 +502,7 @@ def test_spoilt_questions(trained):
     asked, spoilt = [decode(r) for r in b.asked], {how: score.spoil_batch(b, how) for how in ('phase', 'noise', 'longer', 'shorter')}
     for how, s in spoilt.items():
         assert (transcribe(s.question) == asked) == (how != 'noise')
-    energy = lambda wave: wave.square().mean()
+    energy = lambda wave: float(wave.square().mean())
     assert energy(spoilt['noise'].question) == pytest.approx(energy(b.question), rel=0.05) and not set(''.join(transcribe(spoilt['noise'].question))) - {'?'}
     assert (spoilt['phase'].question - b.question).abs().mean() > 0.1
     assert (spoilt['longer'].lengths > b.lengths).all() and (spoilt['shorter'].lengths < b.lengths).all()

@@ -1,7 +1,7 @@
 """
 Train Mini-JMamba to answer in tones what it is asked in tones.
 
-$ python train.py config/mirror.py                       # half a minute on two CPU cores, then its test results and WAVs
+$ python train.py config/mirror.py                       # 40 seconds on two CPU cores, then its test results and WAVs
 $ python train.py config/mirror.py --batch_size=32       # any setting below can be given
 $ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
 $ torchrun --standalone --nproc_per_node=2 train.py config/multitask.py    # two GPUs, each with half of every batch
