@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import bounds, configure, fail
-from model import JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel
+from model import JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel, ssd_step
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -216,8 +216,8 @@ def recurrence(x, dt, A, B, C):
     """The scan as it is defined, one token after another"""
     h, y = x.new_zeros(len(x), *x.shape[2:], B.shape[2]), []
     for t in range(x.shape[1]):
-        h = h * (dt[:, t] * A).exp()[..., None, None] + (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        y.append((h * C[:, t, None, None]).sum(-1))
+        out, h = ssd_step(h, x[:, t], dt[:, t], A, B[:, t], C[:, t])
+        y.append(out)
     return torch.stack(y, 1)
 
 

@@ -250,6 +250,12 @@ def ssd_kernel(x, dt, A, B, C):
     return load_kernel()(x, dt, A, B[:, :, None], C[:, :, None], 256)
 
 
+def ssd_step(h, x, dt, A, B, C):
+    """ssd() for one token: the state h (B, H, P, N), x (B, H, P), dt (B, H), B and C (B, N) -> y (B, H, P) and the next state"""
+    h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
+    return (h * C[:, None, None]).sum(-1), h
+
+
 class Mamba2(nn.Module):
     """One Mamba-2 block, with its pre-norm and residual: (B, T, D) -> (B, T, D), causal. `pace` (B, T, 1) scales the steps of time: where it
     is 0, the state stays as it is."""
@@ -303,9 +309,8 @@ class Mamba2(nn.Module):
         inputs = torch.cat([inputs, xBC[:, None]], 1)
         x, B, C = F.silu((inputs * self.conv_weight).sum(1) + self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
-        h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
-        y = (h * C[:, None, None]).sum(-1) + self.D[:, None] * x
-        return u + self.out(y, z), (inputs[:, 1:], h)
+        y, h = ssd_step(h, x, dt, A, B, C)
+        return u + self.out(y + self.D[:, None] * x, z), (inputs[:, 1:], h)
 
 
 # --- attention ---

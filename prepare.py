@@ -25,6 +25,7 @@ import os
 import re
 import warnings
 from fractions import Fraction
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -285,6 +286,16 @@ def strew(rows, rests, generator):
     return [row.new_full((n, N + rests), REST).scatter(1, slot, row) for row in rows]
 
 
+def leading(a, b):
+    """How many digits has the shortest leading part of A that is >= B, both in text? 0 if A < B"""
+    return next((k for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)
+
+
+def depth_of(text):
+    """Brackets in text -> the depth after each"""
+    return list(accumulate(1 if c == '(' else -1 for c in text))
+
+
 def working(text):
     """A question of mod or bracket in text -> its lines of working, from the question to the answer"""
     lines = [text]
@@ -293,7 +304,7 @@ def working(text):
         lines.append('V' if not left else 'X' if left == lines[-1] else left)
     while '%' in lines[-1]:
         a, b, *rest = lines[-1].split('%')
-        lead = next((k for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)  # the shortest leading part that is >= B
+        lead = leading(a, b)
         a = int(str(int(a[:lead]) % int(b)) + a[lead:]) if lead else int(a)
         lines.append('%'.join([str(a), *([b] if lead else []), *rest]))
     return lines
@@ -307,8 +318,8 @@ def solve(task, text):
     if task == 'mirror':
         return text
     if task == 'bracket' and set(text) <= set('()'):
-        depth = np.cumsum([1 if c == '(' else -1 for c in text])
-        return 'V' if depth[-1] == 0 and depth.min() >= 0 else 'X'
+        depth = depth_of(text)
+        return 'V' if depth[-1] == 0 and min(depth) >= 0 else 'X'
     if task == 'mod' and set(text) <= set('0123456789%') and all(text.split('%')):
         if 0 not in map(int, text.split('%')[1:]):
             return working(text)[-1]
@@ -434,6 +445,14 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
 
 # --- WAV files ---
 
+def fresh_folder(folder, pattern):
+    """Make a folder, or remove the files whose whole name fits the pattern: those of an earlier, perhaps larger set"""
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(folder):
+        if re.fullmatch(pattern, name):
+            os.remove(os.path.join(folder, name))
+
+
 def write_wav(path, wave):
     """(samples,) in -1..1 -> 16-bit PCM"""
     wave = np.asarray(wave, dtype=np.float64)
@@ -522,10 +541,7 @@ if __name__ == '__main__':
     try:
         names = split_names(task, split)
         folder = os.path.join(out_dir, task, split)
-        os.makedirs(folder, exist_ok=True)
-        for name in os.listdir(folder):  # of an earlier, perhaps larger data set
-            if re.fullmatch(r'\d{6}_(question|answer)\.wav', name):
-                os.remove(os.path.join(folder, name))
+        fresh_folder(folder, r'\d{6}_(question|answer)\.wav')
         rows = []
         for i, name in enumerate(names):
             share = len(range(i, num_samples, len(names)))

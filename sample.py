@@ -11,13 +11,12 @@ that was taught to work aloud hears its own answers until they no longer change:
 """
 import html
 import os
-import re
 import sys
 
 from configurator import SEEDS, bounds, configure, fail
 from figures import spectrogram
 from model import load_checkpoint, pick_device
-from prepare import SPLITS, decode, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
+from prepare import SPLITS, decode, fresh_folder, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
 from score import transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
@@ -71,10 +70,7 @@ out_dir = 'out/release' if init_from == 'release' else out_dir
 sample_dir = sample_dir or os.path.join(out_dir, 'samples')
 rows = []
 try:
-    os.makedirs(sample_dir, exist_ok=True)
-    for name in os.listdir(sample_dir):  # of an earlier, perhaps larger set
-        if re.fullmatch(r'\d{3}((_question|_answer|_pass_\d+)\.wav|\.png)', name):
-            os.remove(os.path.join(sample_dir, name))
+    fresh_folder(sample_dir, r'\d{3}((_question|_answer|_pass_\d+)\.wav|\.png)')
     for i, (wave, asked, wanted) in enumerate(questions):
         aloud = task_for(asked) in checkpoint['config']['aloud'].split(',')
         answers, passes = model.generate(wave[None].to(device), think=think if aloud else 1, conversation=True)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from model import load_checkpoint, pick_device
-from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, Rhythm, decode, play, read_wav, split_batches, working, write_wav
+from prepare import LOWEST, SAMPLE_RATE, SPACING, SPLITS, SYMBOLS, Rhythm, decode, depth_of, fresh_folder, leading, play, read_wav, split_batches, working, write_wav
 
 # --- the scorer ---
 
@@ -162,18 +162,17 @@ def diagnose(task, line, wanted, heard, read):
     found = {'kind': kind, **dict(zip(('insertions', 'deletions', 'substitutions'), edits(heard, wanted)))}
     if task == 'mod' and '%' in line:
         a, b = line.split('%')[:2]
-        lead = next((int(a[:k]) for k in range(1, len(a) + 1) if int(a[:k]) >= int(b)), 0)
+        lead = int(a[:leading(a, b)] or 0)
         found |= {'digits': len(a), 'quotient': lead // int(b), 'A < B': int(a) < int(b), 'borrow': lead % 10 < lead // int(b) * int(b) % 10}
     if task == 'bracket' and set(line) <= set('()'):
-        depth = [line[:i].count('(') - line[:i].count(')') for i in range(1, len(line) + 1)]
+        depth = depth_of(line)
         found |= {'length': len(line), 'deepest': max(depth), 'first violation': next((i for i, d in enumerate(depth) if d < 0), 'none')}
     return found
 
 
-def first_wrong_line(model, task, question, wanted, sounds, heard, lengths, rhythm, keep):
-    """Diagnose the first line of a conversation that is not what the working says, given its sounds, (1, S) each, the question's
-    first, and what was heard in the answers -> dict, with the two sounds if they are to be kept"""
-    lines = working(question) if len(sounds) > 2 else [question, wanted]
+def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm, keep):
+    """Diagnose the first line of a conversation that is not the one of `lines`, from the question to the answer, given its sounds, (1, S)
+    each, the question's first, and what was heard in the answers -> dict, with the two sounds if they are to be kept"""
     line = lambda k: lines[min(k, len(lines) - 1)]
     k = next((k for k, h in enumerate(heard) if h != line(k + 1)), len(heard) - 1)
     read = read_logits(model, sounds[k], lengths, rhythm)[0]
@@ -212,8 +211,8 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
             mistakes.append({'asked': q, 'wanted': wanted, 'heard': heard})
             if errors:
                 one = slice(i, i + 1)
-                mistakes[-1] |= first_wrong_line(model, task, q, wanted, [b.question[one], *(a[one] for a in answers)], [heard_at[k][i] for k in range(last + 1)],
-                                                 b.lengths[one], Rhythm(*[t[one] for t in b.rhythm]), keep=len(mistakes) <= 20)
+                mistakes[-1] |= first_wrong_line(model, task, working(q) if think > 1 else [q, wanted], [b.question[one], *(a[one] for a in answers)],
+                                                 [heard_at[k][i] for k in range(last + 1)], b.lengths[one], Rhythm(*[t[one] for t in b.rhythm]), keep=len(mistakes) <= 20)
     thought = {'by_passes': {k: v / n for k, v in ladder.items()}, 'passes': sum(map(sum, used.values())) / n, 'stopped': stopped / n,
                'passes_by_lines': {k: sum(v) / len(v) for k, v in sorted(used.items())}} if think > 1 else {}
     return {'exact_match': exact / n, 'token_accuracy': right / total, 'edit_distance': distance / n, 'n': n,
@@ -222,10 +221,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
 
 def write_errors(mistakes, folder):
     """Write mistakes to folder/errors.jsonl, the sounds of the first ones to folder/errors/, and print what kinds there are"""
-    os.makedirs(os.path.join(folder, 'errors'), exist_ok=True)
-    for name in os.listdir(os.path.join(folder, 'errors')):  # of an earlier test
-        if re.fullmatch(r'\d+_(question|answer)\.wav', name):
-            os.remove(os.path.join(folder, 'errors', name))
+    fresh_folder(os.path.join(folder, 'errors'), r'\d+_(question|answer)\.wav')
     for i, m in enumerate(mistakes):
         for kind, sound in zip(('question', 'answer'), m.pop('sounds', ())):
             m[kind] = f'errors/{i:03d}_{kind}.wav'

@@ -118,9 +118,9 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
-if BLOCK % (160 * patch):
-    fail(f"patch = {patch} must divide {BLOCK // 160}, the frames in a block of sound")
+       patch=1, seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
+if BLOCK % (JMambaConfig.hop * patch):
+    fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
     fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
 if blind and not (pointer and attention):
