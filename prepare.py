@@ -95,15 +95,16 @@ def slot_at(start, n, step, offset=0.0):
 
 def play(symbols, rhythm, n_samples):
     """Symbols (B, N), REST where nothing sounds -> waveforms (B, n_samples) of sines with raised-cosine fades."""
-    slot = slot_at(rhythm.start, n_samples, 1 / SAMPLE_RATE).clamp(min=0)
-    hertz = LOWEST + SPACING * symbols + rhythm.detune
-    amplitude = rhythm.amplitude * (symbols >= 0)
+    n = SAMPLE_RATE // 100  # samples in a block, which is shorter than a gap: no more than one slot sounds in it
+    slot = slot_at(rhythm.start, -(-n_samples // n), 0.01, 0.01).clamp(min=0)
+    of = lambda x: x.gather(1, slot)[:, :, None]  # (B, N) -> (B, blocks, 1)
     first = (rhythm.start * SAMPLE_RATE).ceil()  # sample of each tone; differences of samples, not of seconds, stay exact
-    t = (torch.arange(n_samples, device=symbols.device) - first.gather(1, slot)) / SAMPLE_RATE
-    edge = torch.minimum(t, rhythm.length.gather(1, slot) - t)  # seconds to the nearer end of the tone
+    t = (torch.arange(slot.shape[1] * n, device=slot.device).view(-1, n) - of(first)) / SAMPLE_RATE
+    edge = torch.minimum(t, of(rhythm.length) - t)  # seconds to the nearer end of the tone
     fade = torch.sin((edge / FADE).clamp(0, 1) * (math.pi / 2)).square()
-    wave = torch.sin(t * (2 * math.pi * hertz).gather(1, slot) + rhythm.phase.gather(1, slot))
-    return wave * fade * amplitude.gather(1, slot)
+    hertz = LOWEST + SPACING * symbols + rhythm.detune
+    wave = torch.sin(t * of(2 * math.pi * hertz) + of(rhythm.phase))
+    return (wave * fade * of(rhythm.amplitude * (symbols >= 0))).flatten(1)[:, :n_samples]
 
 
 def play_text(text, seed=0):
