@@ -210,8 +210,15 @@ def bracket(n, generator, device, low=2, high=12, kind='mixed', uniform=False, a
     return q, a, balanced == ~odd[:, 0]
 
 
-def n_digits(x):
-    return sum((x >= 10 ** k).long() for k in range(1, 7)) + 1
+def leads(x, width):
+    """Numbers (...) of at most `width` digits -> the leading parts of each, (..., width): all but the last width - 1 digits, ..., all
+    but the last, all; and the powers of ten that divide them off, (width,)"""
+    powers = 10 ** torch.arange(width - 1, -1, -1, device=x.device)
+    return x[..., None] // powers, powers
+
+
+def n_digits(x, width):
+    return (leads(x, width)[0] > 0).sum(-1).clamp(min=1)
 
 
 def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, level=1.0):
@@ -232,40 +239,37 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
             randint(full(0), high * 100.0 ** (level - full(1.0)), generator)
     n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)
     # lay the symbols out in slots: write all that there could be, then close the gaps
-    put = lambda x, width: torch.stack([torch.where(p < n_digits(x), x // 10 ** p % 10 + ZERO, REST)
-                                        for p in reversed(range(width))], 1)
-    width = digits or len(str(high))
-    parts = [put(a, width)]
-    for i in range(k):
-        live = (i < n_ops)[:, None]
-        parts += [torch.where(live, full(PERCENT)[:, None], REST), torch.where(live, put(b[:, i], 2), REST)]
-    q = torch.cat(parts, 1)
+    width, live = digits or len(str(high)), torch.arange(k, device=device) < n_ops[:, None]
+
+    def put(x, width):
+        lead, powers = leads(x, width)
+        return torch.where((lead > 0) | (powers == 1), lead % 10 + ZERO, REST)
+
+    divisors = torch.where(live[:, :, None], F.pad(put(b, 2), (1, 0), value=PERCENT), REST)
+    q = torch.cat([put(a, width), divisors.flatten(1)], 1)
     q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
-    ends = torch.cat([n_digits(a)[:, None], torch.where(torch.arange(k, device=device) < n_ops[:, None],
-                                                        1 + n_digits(b), 0)], 1).cumsum(1) - 1  # last slot of each number
+    ends = torch.cat([n_digits(a, width)[:, None], (1 + n_digits(b, 2)) * live], 1).cumsum(1) - 1  # last slot of each number
     slots = torch.arange(q.shape[1], device=device)
 
     def line(a, done):
         """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was"""
         place = ends.gather(1, done[:, None]) - slots
         digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
-        return torch.where(place < 0, q, torch.where(place < n_digits(a)[:, None], digit, REST))
+        return torch.where(place < 0, q, torch.where(place < n_digits(a, width)[:, None], digit, REST))
 
     def step(a, done):
         """The shortest leading part of `a` that is >= B becomes its remainder; if there is none, B is used up"""
-        more = done < n_ops
-        c = b.gather(1, done.clamp(max=k - 1)[:, None])[:, 0]
-        left = a
-        for p in range(width):  # the largest power of ten that leaves a leading part >= B stays last
-            lead = a // 10 ** p
-            left = torch.where(lead >= c, a - (lead - lead % c) * 10 ** p, left)
-        return torch.where(more, left, a), done + (more & (a < c)).long()
+        c = b.gather(1, done.clamp(max=k - 1)[:, None])
+        lead, powers = leads(a, width)
+        power = torch.where((lead >= c) & (done < n_ops)[:, None], powers, 0).amax(1)  # of the shortest one; 0 if there is none
+        lead, c = a // power.clamp(min=1), c[:, 0]
+        return a - (lead - lead % c) * power, done + ((done < n_ops) & (a < c)).long()
 
     done = torch.zeros_like(n_ops)
     if not aloud:
-        for _ in range(k * (width + 1)):
-            a, done = step(a, done)
-        return q, line(a, done), ok
+        for i in range(k):
+            a = torch.where(live[:, i], a % b[:, i], a)
+        return q, line(a, n_ops), ok
     start = randint(full(0), 2 * n_ops - 1, generator)  # lines to skip
     for i in range(2 * k - 1):
         s = step(a, done)
@@ -360,13 +364,13 @@ SPLITS = {
 
 def hash100(q):
     """Symbols (B, N) -> a number 0-99 for each row that depends on its symbols alone, not on rests or padding"""
-    h = torch.full_like(q[:, 0], 5381)
-    for s in q.unbind(1):
-        h = torch.where(s >= 0, (h * 33 + s + 1) % 1000003, h)
-    for _ in range(2):  # short questions differ in few low digits only
-        h = (h * 48271 + 11) % 2147483647
-        h = h ^ (h >> 15)
-    return h % 100
+    def mix(h):
+        for _ in range(2):  # once would leave it to a few low digits
+            h = (h * 48271 + 11) % 2147483647
+            h = h ^ (h >> 15)
+        return h
+    sounds = q >= 0
+    return mix((mix(q + 32 * sounds.cumsum(1)) * sounds).sum(1) % 2147483647) % 100  # of which symbol stands at which place
 
 
 def bucket_of(q):
