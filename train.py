@@ -1,7 +1,7 @@
 """
 Train Mini-JMamba to answer in tones what it is asked in tones.
 
-$ python train.py config/mirror.py                       # 40 seconds on two CPU cores, then its test results and WAVs
+$ python train.py config/mirror.py                       # half a minute on two CPU cores, then its test results and WAVs
 $ python train.py config/mirror.py --batch_size=32       # any setting below can be given
 $ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
 $ torchrun --standalone --nproc_per_node=2 train.py config/multitask.py    # two GPUs, each with half of every batch
@@ -45,8 +45,8 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = 0                # silent slots strewn into a training question, at most
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # share of the training examples in which the decoder cannot look at what the answer leaves as it is behind
-                         # the last change: it has to know from its own work where that ends, and to point at the rest
+blind = 0.0              # share of the training examples in which the decoder cannot look at the question's end, from somewhere behind
+                         # the last change on: it has to know from its own work what to do there, and to point at what it cannot see
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -271,7 +271,8 @@ def step(task):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests, shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
         hidden = torch.rand(batch_size, generator=generator, device=device)[mine] < blind
-        seen = torch.where(hidden, batch.changed, batch.question.shape[1])
+        spared = torch.rand(batch_size, generator=generator, device=device)[mine].square()  # at random, so that it does not tell where the change ends
+        seen = torch.where(hidden, batch.changed + (spared * (batch.lengths - batch.changed)).long(), batch.question.shape[1])
         with amp:
             parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())

@@ -1,15 +1,16 @@
-# Is it balanced? Worked out aloud: pairs that meet go, until all are gone or none meet. Minutes on an H100-class GPU.
+# Is it balanced? Worked out aloud: pairs that meet go, until all are gone or none meet. Minutes on an H100-class GPU: it takes many
+# updates rather than many examples.
 tasks = 'bracket'
 aloud = 'bracket'
 rests = 24
 blind = 0.5
-batch_size = 512
+batch_size = 64
 learning_rate = 1e-3
 min_lr = 1e-5
-max_iters = 5000
-lr_decay_iters = 5000
+max_iters = 12000
+lr_decay_iters = 12000
 warmup_iters = 100
-eval_interval = 1000
+eval_interval = 3000
 eval_samples = 200
 log_interval = 100
 compile = True
