@@ -22,6 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import prepare
 from configurator import bounds, configure, fail
 from model import JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel, ssd_step
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
@@ -192,6 +193,8 @@ def time_step(label, c, layer, batch, ours):
 
 
 if 'step' in parts:
+    if on_gpu:
+        prepare.play = torch.compile(prepare.play, dynamic=False)  # as train.py does
     here = os.path.dirname(os.path.abspath(__file__))
     for config in ('mirror', 'bracket', 'mod', 'wide'):  # wide: mod's, at the size that was once its
         scope = runpy.run_path(os.path.join(here, 'config', ('mod' if config == 'wide' else config) + '.py'))
