@@ -96,7 +96,7 @@ def slot_at(start, n, step, offset=0.0):
 def play(symbols, rhythm, n_samples):
     """Symbols (B, N), REST where nothing sounds -> waveforms (B, n_samples) of sines with raised-cosine fades."""
     n = SAMPLE_RATE // 100  # samples in a block, which is shorter than a gap: no more than one slot sounds in it
-    slot = slot_at(rhythm.start, -(-n_samples // n), 0.01, 0.01).clamp(min=0)
+    slot = slot_at(rhythm.start, -(-n_samples // n), n / SAMPLE_RATE, n / SAMPLE_RATE).clamp(min=0)
     of = lambda x: x.gather(1, slot)[:, :, None]  # (B, N) -> (B, blocks, 1)
     first = (rhythm.start * SAMPLE_RATE).ceil()  # sample of each tone; differences of samples, not of seconds, stay exact
     t = (torch.arange(slot.shape[1] * n, device=slot.device).view(-1, n) - of(first)) / SAMPLE_RATE
@@ -265,12 +265,11 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
         lead, c = a // power.clamp(min=1), c[:, 0]
         return a - (lead - lead % c) * power, done + ((done < n_ops) & (a < c)).long()
 
-    done = torch.zeros_like(n_ops)
     if not aloud:
         for i in range(k):
             a = torch.where(live[:, i], a % b[:, i], a)
         return q, line(a, n_ops), ok
-    start = randint(full(0), 2 * n_ops - 1, generator)  # lines to skip
+    done, start = torch.zeros_like(n_ops), randint(full(0), 2 * n_ops - 1, generator)  # lines to skip
     for i in range(2 * k - 1):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
