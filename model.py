@@ -377,8 +377,8 @@ class CrossAttention(nn.Module):
     query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and, for the clock heads other than the
-    pointer, seen (B, T) -> (B, T, D), pointed-at (B, T, patch * F)"""
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), where the clock heads other than
+    the pointer find this question, not the one before it in the batch, or None -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -401,11 +401,13 @@ class CrossAttention(nn.Module):
         score = (q[:, :half] @ k[:, :half].transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
         content = score.masked_fill(~valid[:, None, None], -1e9).softmax(-1).to(v.dtype) @ v[:, :half]
         # clock: the second half, and the pointer, which reaches less far
+        k, v = k[:, half:], v[:, half:]
+        if seen is not None:
+            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], t[:, :half].roll(1, 0)), t[:, half:]], 1) for t in (k, v))
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
-        there = torch.stack([*[seen] * half, valid], 1)
-        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k[:, half:]), there, c.window, reach)
-        clock = local_values(weights[:, :half], v[:, half:], c.window)
+        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], c.window, reach)
+        clock = local_values(weights[:, :half], v, c.window)
         pointed = local_values(weights[:, half:], frames[:, None], c.window)[:, 0]
         y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
         return self.out_proj(y.transpose(1, 2).flatten(2)), pointed
@@ -484,8 +486,8 @@ class MiniJMamba(nn.Module):
         return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
 
     def forward(self, question, lengths, seen=None):
-        """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many the decoder may look at in place, (B,), all of
-        them if not given; what lies beyond, it knows from the summary alone and can only point at -> answer frames (B, T * patch, F), log magnitudes;
+        """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many of them the decoder sees in place, (B,), all of
+        them if not given: beyond, it sees the question before it in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
         heard = self.hear(question)
         return self.answer(self.encode(heard), heard, lengths, seen)
@@ -494,14 +496,14 @@ class MiniJMamba(nn.Module):
         """forward, once the question has been encoded to memory (B, T, D) from its frames heard (B, T, patch * F)"""
         c = self.config
         n = ((lengths + c.token - 1) // c.token).clamp(1, heard.shape[1])  # (B,) tokens
-        valid = torch.arange(heard.shape[1], device=heard.device) < n[:, None]
+        at = torch.arange(heard.shape[1], device=heard.device)
+        valid = at < n[:, None]
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
         query = self.start + self.last(last)  # (B, 1, D)
-        in_sight = valid if seen is None else valid & (torch.arange(heard.shape[1], device=heard.device) < seen[:, None] // c.token)
-        x, pointed = self.cross(query, memory, heard, valid, in_sight) if c.attention else (memory, heard)
+        seen = None if seen is None else at < seen[:, None] // c.token
+        x, pointed = self.cross(query, memory, heard, valid, seen) if c.attention else (memory, heard)
         x = query + x
         half = len(self.decoder) // 2
-        at = torch.arange(heard.shape[1], device=heard.device)
         turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
         turn = lambda y: y.gather(1, turned[..., None].expand_as(y))
         x, pace = turn(x), self.pace(heard)

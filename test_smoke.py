@@ -356,11 +356,14 @@ def test_windowed_attention_equals_masked_attention(causal):
 def test_what_is_out_of_sight_can_only_be_pointed_at():
     torch.manual_seed(0)
     model = MiniJMamba(JMambaConfig(**TINY)).eval()
-    memory, heard, lengths = torch.randn(1, 40, 32), torch.rand(1, 40, 640), torch.tensor([40 * 800])
-    other = torch.cat([memory[:, :20], memory[:, 20:39].flip(1), memory[:, 39:]], 1)  # as a set, and at its end, the same
-    at = lambda x, seen: model.answer(x, heard, lengths, torch.tensor([seen]))[1]
-    assert (at(memory, 40 * 800) - at(other, 40 * 800)).abs().max() > 1e-3
-    assert (at(memory, 20 * 800) - at(other, 20 * 800)).abs().max() < 1e-4
+    memory, heard, lengths = torch.randn(2, 40, 32), torch.rand(2, 40, 640), torch.tensor([40 * 800] * 2)
+    turned = torch.cat([memory[:, :20], memory[:, 20:39].flip(1), memory[:, 39:]], 1)  # as a set, and at its end, the same
+    first, second = (lambda x: torch.stack([x[0], memory[1]])), (lambda x: torch.stack([memory[0], x[1]]))
+    at = lambda x, seen: model.answer(x, heard, lengths, torch.tensor([seen * 800, 40 * 800]))[1][0]
+    assert (at(memory, 40) - at(first(turned), 40)).abs().max() > 1e-3  # all is in sight
+    assert (at(memory, 20) - at(first(turned), 20)).abs().max() < 1e-4
+    assert (at(memory, 20) - at(second(turned), 20)).abs().max() > 1e-3  # another's end is, in its place
+    assert (at(memory, 40) - at(second(turned), 40)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize('bad', [dict(head_dim=48), dict(n_head=3), dict(patch=0), dict(n_bins=400), dict(win_length=481), dict(counting=2)])
@@ -573,7 +576,7 @@ def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
 
 
 def test_two_processes_are_one(tmp_path):
-    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket', '--log_interval=1', '--blind=0.5', '--rests=1']
+    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket', '--log_interval=1', '--rests=1']
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
     p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(HERE, 'train.py'), *flags,
                         f'--out_dir={tmp_path / "two"}'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})

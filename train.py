@@ -45,8 +45,8 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = 0                # silent slots strewn into a training question, at most
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # share of the training examples in which the decoder cannot look at the question's end, from somewhere behind
-                         # the last change on: it has to know from its own work what to do there, and to point at what it cannot see
+blind = 0.0              # share of the training examples in which the decoder, from somewhere behind the last change on, sees another
+                         # question's end: it has to know from its own work what to do there, and to point at what it cannot see
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
