@@ -364,6 +364,11 @@ def test_what_is_out_of_sight_can_only_be_pointed_at():
     assert (at(memory, 20) - at(first(turned), 20)).abs().max() < 1e-4
     assert (at(memory, 20) - at(second(turned), 20)).abs().max() > 1e-3  # another's end is, in its place
     assert (at(memory, 40) - at(second(turned), 40)).abs().max() < 1e-4
+    plays = lambda: model.answer(memory, heard, lengths, torch.tensor([20 * 800, 40 * 800]))[0][0]
+    before = plays()
+    torch.nn.init.ones_(model.frames.bias)
+    moved = (plays() - before).abs().amax(1)
+    assert (moved[:100] > 1e-3).all() and (moved[100:] < 1e-5).all()  # nothing is generated there
 
 
 @pytest.mark.parametrize('bad', [dict(head_dim=48), dict(n_head=3), dict(patch=0), dict(n_bins=400), dict(win_length=481), dict(counting=2)])

@@ -45,8 +45,8 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = 0                # silent slots strewn into a training question, at most
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # share of the training examples in which the decoder, from somewhere behind the last change on, sees another
-                         # question's end: it has to know from its own work what to do there, and to point at what it cannot see
+blind = 0.0              # mod: share of the examples in which the decoder, from somewhere behind the last change on, sees another question's
+                         # end and can only point: it has to know from its own work what to do there, not from what usually follows
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -270,9 +270,9 @@ def step(task):
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests, shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
-        hidden = torch.rand(batch_size, generator=generator, device=device)[mine] < blind
-        spared = torch.rand(batch_size, generator=generator, device=device)[mine].square()  # at random, so that it does not tell where the change ends
-        seen = torch.where(hidden, batch.changed + (spared * (batch.lengths - batch.changed)).long(), batch.question.shape[1])
+        hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
+        seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
+        seen = torch.where(hidden < blind * (task == 'mod'), seen, batch.question.shape[1])
         with amp:
             parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())

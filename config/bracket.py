@@ -3,7 +3,6 @@
 tasks = 'bracket'
 aloud = 'bracket'
 rests = 24
-blind = 0.5
 batch_size = 64
 learning_rate = 1e-3
 min_lr = 1e-5
