@@ -515,7 +515,7 @@ class MiniJMamba(nn.Module):
             x = layer(x, pace)
         x = self.norm(x)
         gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
-        made = self.frames(x) if seen is None else self.frames(x) * seen[..., None]
+        made = self.frames(x) if seen is None else self.frames(x) * seen[..., None]  # silence, or it would learn to make what usually follows
         made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (made, pointed))
         frames = gate * pointed + (1 - gate) * made
         return frames.flatten(1, 2), self.logits(x), self.depth(memory)
