@@ -535,7 +535,8 @@ class MiniJMamba(nn.Module):
         answers, passes = [], torch.zeros_like(lengths)
         for _ in range(think):
             frames, _, _ = self(question, lengths)
-            magnitude = s.exp(frames.float())
+            frames = frames.float() * (s.sounds(frames) > 0)  # what is left of a tone that went, however faint, would be heard again
+            magnitude = s.exp(frames)
             wave = s.wave(magnitude, self.config.griffin_lim)[:, :S] * inside
             wave = torch.where(done[:, None], question, wave)
             answers.append(wave)

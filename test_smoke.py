@@ -353,6 +353,15 @@ def test_windowed_attention_equals_masked_attention(causal):
     assert (got - wanted).abs().max() < 1e-5 and (got[1, 0, 11:] == 0).all()
 
 
+def test_a_faint_remainder_is_played_as_silence():
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    torch.nn.init.zeros_(model.frames.weight)
+    torch.nn.init.constant_(model.gate.bias, -20)
+    for level, silent in ((0.9, True), (1.5, False)):  # log magnitudes, as everywhere in the model
+        torch.nn.init.constant_(model.frames.bias, level)
+        assert bool((model.generate(torch.rand(1, 8000)) == 0).all()) == silent
+
+
 def test_what_is_out_of_sight_can_only_be_pointed_at():
     torch.manual_seed(0)
     model = MiniJMamba(JMambaConfig(**TINY)).eval()
