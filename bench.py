@@ -200,7 +200,7 @@ if 'step' in parts:
         scope = runpy.run_path(os.path.join(here, 'config', ('mod' if config == 'wide' else config) + '.py'))
         d, size = (192, 1024) if config == 'wide' else (scope.get('d_model', 128), scope.get('batch_size', 16))
         size = batch_size or (size if on_gpu else 16)
-        more = {'rests': scope.get('rests', 0), **({'aloud': True} if scope.get('aloud') else {})}
+        more = {'rests': int(scope.get('rests', 0)), **({'aloud': True} if scope.get('aloud') else {})}
         batch = lambda: make_batch(scope['tasks'], 'train', size, generator, device, **more)
         c, label = JMambaConfig(d_model=d), f"{scope['tasks']}, d {d}, batch {size}: "
         ours = time_step(label + 'Mini-JMamba', c, None, batch, None)

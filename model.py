@@ -378,7 +378,7 @@ class CrossAttention(nn.Module):
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
     query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), where the clock heads other than
-    the pointer find this question, not the one before it in the batch, or None -> (B, T, D), pointed-at (B, T, patch * F)"""
+    the pointer find this question, not its neighbour in the batch, or None -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -403,7 +403,8 @@ class CrossAttention(nn.Module):
         # clock: the second half, and the pointer, which reaches less far
         k, v = k[:, half:], v[:, half:]
         if seen is not None:
-            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], t[:, :half].roll(1, 0)), t[:, half:]], 1) for t in (k, v))
+            other = (torch.arange(len(k), device=k.device) ^ 1).clamp(max=len(k) - 1)  # neighbours, so that an even share of a batch has all it needs
+            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], t[other, :half]), t[:, half:]], 1) for t in (k, v))
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
         weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], c.window, reach)
@@ -487,7 +488,7 @@ class MiniJMamba(nn.Module):
 
     def forward(self, question, lengths, seen=None):
         """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many of them the decoder sees in place, (B,), all of
-        them if not given: beyond, it sees the question before it in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
+        them if not given: beyond, it sees its neighbour in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
         heard = self.hear(question)
         return self.answer(self.encode(heard), heard, lengths, seen)

@@ -590,7 +590,7 @@ def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
 
 
 def test_two_processes_are_one(tmp_path):
-    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket', '--log_interval=1', '--rests=1']
+    flags = [*TRAIN, '--test_samples=0', '--tasks=mirror,bracket,mod', '--aloud=mod', '--log_interval=1', '--rests=1,0,2', '--blind=0.5', '--mix=1']
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
     p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(HERE, 'train.py'), *flags,
                         f'--out_dir={tmp_path / "two"}'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -814,7 +814,7 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
     assert solve('mod', '987%65%7') == '5' and solve('bracket', '()' * 300) == 'V' and solve('mod', str(10 ** 40 + 7) + '%10') == '7'
 
 
-@pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'one share'), ('--curriculum=steep', 'adaptive, linear or none'),
+@pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'leave a share'), ('--rests=-1', 'rests takes a number'), ('--curriculum=steep', 'adaptive, linear or none'),
                                         ('--aloud=mirror', 'aloud'), ('--blind=2', 'at least 0 and at most 1'), ('--batch_size=0', 'batch_size must be at least 1'),
                                         ('--init_from=best', 'resume'), ('--dtype=float8', 'bfloat16'), ('--ssd=fast', 'mamba_ssm'), ('--patch=3', 'must divide 40'), ('--patch=0', 'patch must be at least 1'), ('--spectrum=False --w_wave=1', 'spectrum'), ('--blind=0.5 --pointer=False', 'pointer'), *([] if torch.cuda.is_available() else [('--ssd=mamba_ssm', 'NVIDIA GPU')]), ('--d_model=33', 'd_model'), ('--device=abacus', 'no device')])
 def test_settings_that_cannot_be_get_a_sentence(flag, says, tmp_path, monkeypatch, capsys):

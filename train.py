@@ -43,7 +43,7 @@ mix = 'error'            # tasks are drawn by what is still wrong in validation;
 mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
 curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
 promote = 0.9            # exact match, of validation questions of the difficulty reached
-rests = 0                # silent slots strewn into a training question, at most
+rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
 blind = 0.0              # mod: share of the examples in which the decoder, from somewhere behind the last change on, sees another question's
                          # end and can only point: it has to know from its own work what to do there, not from what usually follows
@@ -52,6 +52,8 @@ batch_size = 16          # examples made for each forward and backward, on all G
 gradient_accumulation_steps = 1  # of those for each update
 # model: see JMambaConfig
 d_model = 128            # width of a token
+n_encoder = 6            # Mamba-2 layers that hear the question
+n_decoder = 4            # Mamba-2 layers that play the answer
 d_state = 64             # of a Mamba-2 head: it remembers d_state * head_dim numbers
 head_dim = 32            # width of a Mamba-2 head
 n_head = 4               # attention heads
@@ -104,12 +106,23 @@ for t in tasks_list:
 aloud_list = aloud.split(',') if aloud else []
 if not set(aloud_list) <= {'mod', 'bracket'} & set(tasks_list):
     fail(f"aloud names those of the tasks {tasks} that are worked out aloud, mod or bracket or both, not {aloud!r}")
-try:
-    shares = None if mix == 'error' else dict(zip(tasks_list, map(float, mix.split(',')), strict=True))
-    if shares and not (min(shares.values()) >= 0 and 0 < sum(shares.values()) < math.inf):
-        raise ValueError
-except ValueError:
-    fail(f"mix is 'error' or one share for each task, such as {','.join('1' for _ in tasks_list)}, not {mix!r}")
+
+
+def of_each(key, kind):
+    """A setting that holds one number for all tasks, or one for each -> {task: number}"""
+    try:
+        numbers = [kind(x) for x in config[key].split(',')]
+        numbers = dict(zip(tasks_list, numbers * len(tasks_list) if len(numbers) == 1 else numbers, strict=True))
+        if all(0 <= x < math.inf for x in numbers.values()):
+            return numbers
+    except ValueError:
+        pass
+    fail(f"{key} takes a number for all tasks or one for each, such as {','.join('1' for _ in tasks_list)}, not {config[key]!r}")
+
+
+shares, rests_of = None if mix == 'error' else of_each('mix', float), of_each('rests', int)
+if shares and not sum(shares.values()):
+    fail("mix must leave a share to one of the tasks")
 if curriculum not in ('adaptive', 'linear', 'none'):
     fail(f"curriculum is adaptive, linear or none, not {curriculum!r}")
 if batch_size % world:
@@ -118,7 +131,7 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       patch=1, seed=SEEDS, rests=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
+       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
 if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
@@ -250,8 +263,8 @@ def losses(frames, logits, depth, batch, seen, task):
             t = torch.arange(valid.shape[1], device=device) * seconds_of + middle - batch.rhythm.start.gather(1, slot)
             label = batch.wanted.gather(1, slot)
             label = torch.where((t >= 0) & (t < batch.rhythm.length.gather(1, slot)) & (label != REST), label, len(SYMBOLS))
-            known = torch.arange(valid.shape[1], device=device) < seen[:, None] // token
-            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'), valid & known)
+            known = valid if seen is None else valid & (torch.arange(valid.shape[1], device=device) < seen[:, None] // token)
+            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'), known)
         if w_depth and task == 'bracket':  # after the last bracket that has been heard for 50 ms
             level, below = depths(batch.asked)
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
@@ -268,11 +281,13 @@ mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 def step(task):
     """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests, shuffled=shuffled, level=levels[task],
+        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
-        hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
-        seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
-        seen = torch.where(hidden < blind * (task == 'mod'), seen, batch.question.shape[1])
+        seen = None
+        if blind and task == 'mod':
+            hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
+            seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
+            seen = torch.where(hidden < blind, seen, batch.question.shape[1])
         with amp:
             parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())

@@ -1,3 +1,3 @@
 # No silent slots in the questions of training.
 exec(open('config/ablate_nothing.py').read())
-rests = 0
+rests = '0'

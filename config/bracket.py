@@ -2,7 +2,7 @@
 # updates rather than many examples.
 tasks = 'bracket'
 aloud = 'bracket'
-rests = 24
+rests = '24'
 batch_size = 64
 learning_rate = 1e-3
 min_lr = 1e-5

@@ -1,7 +1,7 @@
 # Remainders, worked out aloud: one line of working a pass. Minutes on an H100-class GPU.
 tasks = 'mod'
 aloud = 'mod'
-rests = 4
+rests = '4'
 blind = 0.5
 batch_size = 256
 learning_rate = 1.5e-3

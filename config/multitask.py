@@ -1,7 +1,7 @@
 # One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
-rests = 24
+rests = '0,24,4'
 blind = 0.5
 batch_size = 512
 learning_rate = 1.5e-3
