@@ -25,6 +25,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no GPU, no need
+    triton = None
+
 
 @dataclass
 class JMambaConfig:
@@ -215,6 +221,122 @@ def ssd(x, dt, A, B, C, chunk):
     return y.flatten(1, 2)[:, :T]
 
 
+def causal_conv(x, w, b):
+    """SiLU of a depthwise convolution over the last K tokens: x (B, T, C), w (K, C), b (C,) -> (B, T, C)"""
+    T = x.shape[1]
+    late = lambda k: F.pad(x[:, :max(T - k, 0)], (0, 0, min(k, T), 0))  # by k tokens
+    return F.silu(sum(late(len(w) - 1 - i) * tap for i, tap in enumerate(w)) + b).to(x.dtype)
+
+
+# --- convolution and scan for a sequence of one chunk, on a GPU: in PyTorch each of their steps is a pass over memory, here nothing leaves the chip ---
+
+if triton:
+    @triton.jit
+    def load_head(xBC, dt, A, h, t, T, H: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
+        """A head's x (TP, P), dt (TP,), and what is left at token i of what came in at token j, (TP, TP)"""
+        p = tl.arange(0, P)
+        x = tl.load(xBC + t[:, None] * C + h * P + p[None, :], mask=(t < T)[:, None], other=0)
+        step = tl.load(dt + t * H + h, mask=t < T, other=0)
+        total = tl.cumsum(step * tl.load(A + h), 0)
+        past = t[:, None] >= t[None, :]
+        return x, step, tl.where(past, tl.exp(tl.where(past, total[:, None] - total[None, :], 0)), 0)
+
+    @triton.jit
+    def scan_forward(xBC, dt, A, D, y, T, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
+        """One head of one example. TP is T, rounded up to a power of 2."""
+        i, h, t, p, n = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, TP), tl.arange(0, P), tl.arange(0, N)
+        C: tl.constexpr = H * P + 2 * N
+        inside, xBC = (t < T)[:, None], xBC + i * T * C
+        B_ = tl.load(xBC + t[:, None] * C + H * P + n[None, :], mask=inside, other=0)
+        C_ = tl.load(xBC + t[:, None] * C + H * P + N + n[None, :], mask=inside, other=0)
+        x, step, L = load_head(xBC, dt + i * T * H, A, h, t, T, H, P, C)
+        M = (tl.dot(C_, tl.trans(B_)) * L).to(x.dtype)
+        out = tl.dot(M, (x * step[:, None]).to(x.dtype)) + tl.load(D + h) * x
+        tl.store(y + i * T * H * P + t[:, None] * (H * P) + h * P + p[None, :], out.to(x.dtype), mask=inside)
+
+    @triton.jit
+    def scan_backward(xBC, dt, A, D, dy, dxBC, ddt, dA, dD, T, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
+        """All heads of one example, as B and C are theirs together"""
+        i, t, p, n = tl.program_id(0).to(tl.int64), tl.arange(0, TP), tl.arange(0, P), tl.arange(0, N)
+        C: tl.constexpr = H * P + 2 * N
+        inside, xBC, dxBC = (t < T)[:, None], xBC + i * T * C, dxBC + i * T * C
+        B_ = tl.load(xBC + t[:, None] * C + H * P + n[None, :], mask=inside, other=0)
+        C_ = tl.load(xBC + t[:, None] * C + H * P + N + n[None, :], mask=inside, other=0)
+        scores = tl.dot(C_, tl.trans(B_))
+        dscores = tl.zeros([TP, TP], tl.float32)
+        for h in range(H):
+            x, step, L = load_head(xBC, dt + i * T * H, A, h, t, T, H, P, C)
+            g = tl.load(dy + i * T * H * P + t[:, None] * (H * P) + h * P + p[None, :], mask=inside, other=0)
+            dxdt = tl.dot(tl.trans((scores * L).to(x.dtype)), g)
+            E = tl.dot(g, tl.trans((x * step[:, None]).to(x.dtype))) * L
+            dscores += E
+            dlog = E * scores  # of the logarithm of L
+            ddecay = tl.cumsum(tl.sum(dlog, 1) - tl.sum(dlog, 0), 0, reverse=True)
+            tl.store(ddt + i * T * H + t * H + h, tl.sum(dxdt * x, 1) + ddecay * tl.load(A + h), mask=t < T)
+            tl.store(dA + i * H + h, tl.sum(ddecay * step, 0))
+            tl.store(dD + i * H + h, tl.sum(tl.sum(g.to(tl.float32) * x, 1), 0))
+            dx = dxdt * step[:, None] + tl.load(D + h) * g
+            tl.store(dxBC + t[:, None] * C + h * P + p[None, :], dx.to(x.dtype), mask=inside)
+        dscores = dscores.to(B_.dtype)
+        tl.store(dxBC + t[:, None] * C + H * P + n[None, :], tl.dot(tl.trans(dscores), C_).to(B_.dtype), mask=inside)
+        tl.store(dxBC + t[:, None] * C + H * P + N + n[None, :], tl.dot(dscores, B_).to(B_.dtype), mask=inside)
+
+    @triton.jit
+    def conv_backward(x, w, b, dy, dx, dw, n, T, row, EACH: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TP: tl.constexpr, COLS: tl.constexpr):
+        """Of causal_conv, for EACH examples and COLS channels: dx, and the sums dw (K + 1, C), whose last is the bias's. x has rows of `row`."""
+        first, t, col, k = tl.program_id(0).to(tl.int64) * EACH, tl.arange(0, TP), tl.program_id(1) * COLS + tl.arange(0, COLS), tl.arange(0, 8)
+        near, sums = (col < C)[None, :], tl.zeros([8, COLS], tl.float32)
+        for i in range(first, tl.minimum(first + EACH, n)):
+            here = tl.load(x + (i * T + t[:, None]) * row + col[None, :], mask=(t < T)[:, None] & near, other=0).to(tl.float32)
+            dhere = tl.zeros([TP, COLS], tl.float32)
+            for j in tl.static_range(K):  # by way of what the convolution gives j tokens on
+                s = t + j
+                before = tl.load(b + col, mask=col < C, other=0)[None, :] + tl.zeros([TP, COLS], tl.float32)  # the SiLU
+                for m in tl.static_range(K):
+                    heard = tl.load(x + (i * T + s[:, None] - m) * row + col[None, :], mask=((s >= m) & (s - m < T))[:, None] & near, other=0)
+                    before += tl.load(w + (K - 1 - m) * C + col, mask=col < C, other=0)[None, :] * heard
+                gate = tl.sigmoid(before)
+                g = tl.load(dy + (i * T + s[:, None]) * C + col[None, :], mask=(s < T)[:, None] & near, other=0) * gate * (1 + before * (1 - gate))
+                dhere += tl.load(w + (K - 1 - j) * C + col, mask=col < C, other=0)[None, :] * g
+                sums += tl.where(k[:, None] == K - 1 - j, tl.sum(g * here, 0)[None, :], 0)
+                if j == 0:
+                    sums += tl.where(k[:, None] == K, tl.sum(g, 0)[None, :], 0)
+            tl.store(dx + (i * T + t[:, None]) * C + col[None, :], dhere.to(dx.dtype.element_ty), mask=(t < T)[:, None] & near)
+        tl.store(dw + (tl.program_id(0) * (K + 1) + k[:, None]) * C + col[None, :], sums, mask=(k <= K)[:, None] & near)
+
+
+class ShortScan(torch.autograd.Function):
+    """causal_conv of xBC (B, T, HP + 2N) by w and b, whose result holds x, B and C; with dt (B, T, H), A and D (H,)
+    -> ssd(x, dt, A, B, C) + D x, (B, T, HP)"""
+
+    @staticmethod
+    def forward(ctx, xBC, w, b, dt, A, D, P):
+        (B, T, C), H, mixed, dt = xBC.shape, len(A), causal_conv(xBC, w, b), dt.contiguous()
+        ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=max(16, 1 << (T - 1).bit_length()))
+        y = mixed.new_empty(B, T, H * P)
+        scan_forward[(B, H)](mixed, dt, A, D, y, T, **ctx.sizes, num_warps=4)
+        ctx.save_for_backward(xBC, w, b, mixed, dt, A, D)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        xBC, w, b, mixed, dt, A, D = ctx.saved_tensors
+        (B, T, H), (K, C), TP, each = dt.shape, w.shape, ctx.sizes['TP'], max(1, len(dt) // 64)
+        dmixed, ddt, dA, dD = torch.empty_like(mixed), torch.empty_like(dt), A.new_empty(B, H), D.new_empty(B, H)
+        scan_backward[(B,)](mixed, dt, A, D, dy.contiguous(), dmixed, ddt, dA, dD, T, **ctx.sizes, num_warps=max(4, TP // 16))
+        dx, dw = torch.empty_like(mixed), w.new_empty(-(-B // each), K + 1, C)
+        conv_backward[(len(dw), -(-C // 32))](xBC, w, b, dmixed, dx, dw, B, T, xBC.stride(1), each, C, K, TP, 32)
+        dw = dw.sum(0)
+        return dx, dw[:-1], dw[-1], ddt, dA.sum(0), dD.sum(0), None
+
+
+def short_scan_fits(xBC, c):
+    """Whether ShortScan can take xBC (B, T, HP + 2N): on a GPU, in half precision, of a length and of sizes that it can tile"""
+    tiles = (16, 32, 64, 128)
+    return (bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= 128 and c.head_dim in tiles and c.d_state in tiles
+            and c.d_conv < 8)
+
+
 KERNEL_FROM = 1024  # tokens at which auto changes from ssd() to the kernel: bench.py measures both
 
 
@@ -286,8 +408,10 @@ class Mamba2(nn.Module):
         c, T = self.c, u.shape[1]
         z, xBC, dt, A = self.project(u)
         dt = dt * pace
-        padded = F.pad(xBC, (0, 0, c.d_conv - 1, 0))
-        xBC = F.silu(sum(padded[:, i:i + T] * w for i, w in enumerate(self.conv_weight)) + self.conv_bias).to(xBC.dtype)
+        if c.ssd == 'auto' and short_scan_fits(xBC, c):
+            y = ShortScan.apply(xBC, self.conv_weight, self.conv_bias, dt, A, self.D, c.head_dim)
+            return u + self.out(y.unflatten(-1, (self.n_heads, -1)), z)
+        xBC = causal_conv(xBC, self.conv_weight, self.conv_bias)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
         kernel = x.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
@@ -372,13 +496,19 @@ class SelfAttention(nn.Module):
         return x + self.out_proj(y.transpose(1, 2).flatten(2))
 
 
+def neighbour(x):
+    """The places in a batch of each example's neighbour: pairs, so that an even share of a batch has all it needs"""
+    return (torch.arange(len(x), device=x.device) ^ 1).clamp(max=len(x) - 1)
+
+
 class CrossAttention(nn.Module):
     """From the answer to the question. Question and answer share a clock, and the answer's tokens start out alike, so one
     query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), where the clock heads other than
-    the pointer find this question, not its neighbour in the batch, or None -> (B, T, D), pointed-at (B, T, patch * F)"""
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), or None. Where something is not seen, the
+    content heads find the example's neighbour in the batch, and the clock heads do so from there on; the pointer never does.
+    -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -398,12 +528,13 @@ class CrossAttention(nn.Module):
         q, k = heads(self.q(self.norm(query)), c.n_head + 1), heads(self.k(memory), c.n_head + 1)
         v = heads(self.v(memory), c.n_head)
         # content: the first half of the heads
-        score = (q[:, :half] @ k[:, :half].transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
-        content = score.masked_fill(~valid[:, None, None], -1e9).softmax(-1).to(v.dtype) @ v[:, :half]
+        other, blind = neighbour(q), None if seen is None else ~seen.all(1)
+        whole = lambda t: t if seen is None else torch.where(blind.view(-1, *[1] * (t.dim() - 1)), t[other], t)
+        score = (q[:, :half] @ whole(k[:, :half]).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
+        content = score.masked_fill(~whole(valid)[:, None, None], -1e9).softmax(-1).to(v.dtype) @ whole(v[:, :half])
         # clock: the second half, and the pointer, which reaches less far
         k, v = k[:, half:], v[:, half:]
         if seen is not None:
-            other = (torch.arange(len(k), device=k.device) ^ 1).clamp(max=len(k) - 1)  # neighbours, so that an even share of a batch has all it needs
             k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], t[other, :half]), t[:, half:]], 1) for t in (k, v))
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
@@ -488,7 +619,7 @@ class MiniJMamba(nn.Module):
 
     def forward(self, question, lengths, seen=None):
         """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many of them the decoder sees in place, (B,), all of
-        them if not given: beyond, it sees its neighbour in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
+        them if not given: beyond, and where it does not look by clock, it sees its neighbour in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
         heard = self.hear(question)
         return self.answer(self.encode(heard), heard, lengths, seen)
@@ -500,8 +631,10 @@ class MiniJMamba(nn.Module):
         at = torch.arange(heard.shape[1], device=heard.device)
         valid = at < n[:, None]
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
+        if seen is not None:
+            seen = at < seen[:, None] // c.token
+            last = torch.where(seen.all(1)[:, None, None], last, last[neighbour(last)])
         query = self.start + self.last(last)  # (B, 1, D)
-        seen = None if seen is None else at < seen[:, None] // c.token
         x, pointed = self.cross(query, memory, heard, valid, seen) if c.attention else (memory, heard)
         x = query + x
         half = len(self.decoder) // 2
@@ -514,12 +647,16 @@ class MiniJMamba(nn.Module):
         x = self.self_attention(x) if c.attention else x
         for layer in self.decoder[half:]:
             x = layer(x, pace)
-        x = self.norm(x)
+        return *self.heads(x, pointed, seen), self.depth(memory)
+
+    def heads(self, x, pointed, seen):
+        """The decoder's tokens (B, T, D), the frames pointed at (B, T, patch * F) and where the question is seen (B, T), or None -> answer frames
+        (B, T * patch, F), symbol logits (B, T, n_symbols + 1)"""
+        c, x = self.config, self.norm(x)
         gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
         made = self.frames(x) if seen is None else self.frames(x) * seen[..., None]  # silence, or it would learn to make what usually follows
         made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (made, pointed))
-        frames = gate * pointed + (1 - gate) * made
-        return frames.flatten(1, 2), self.logits(x), self.depth(memory)
+        return (gate * pointed + (1 - gate) * made).flatten(1, 2), self.logits(x)
 
     @torch.no_grad()
     def generate(self, question, lengths=None, think=1, conversation=False):
@@ -555,13 +692,14 @@ class MiniJMamba(nn.Module):
 # --- speed ---
 
 def compile_parts(model, *more):
-    """torch.compile for the layers of a model and its front end, and for modules of the classes in `more`: once for all of a kind,
-    for each shape that is met"""
+    """torch.compile for the layers of a model, its front end and its heads, and for modules of the classes in `more`: once for all of a
+    kind, for each shape that is met"""
     torch._dynamo.config.recompile_limit = 64
     for part in model.modules():
         if isinstance(part, (Mamba2, SelfAttention, CrossAttention, *more)):
             part.compile(dynamic=False)
-    model.hear = torch.compile(model.hear, dynamic=False)
+    for name in ('hear', 'pace', 'heads'):
+        setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
 
 
 def capture(f, generator):

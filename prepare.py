@@ -221,12 +221,15 @@ def n_digits(x, width):
     return (leads(x, width)[0] > 0).sum(-1).clamp(min=1)
 
 
-def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, level=1.0):
+def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, pairs=False, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
-    aloud=True asks a random line of the working, and the answer is the next line."""
+    aloud=True asks a random line of the working, and the answer is the next line. pairs=True gives two rows each the same divisors, and
+    the same one to go on with."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
     b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
+    first = torch.arange(n, device=device) // (2 if pairs else 1) * (2 if pairs else 1)  # of a pair
+    b = b[first]
     ok = torch.ones(n, dtype=torch.bool, device=device)
     if equal:
         a = b[:, 0].clone()
@@ -237,7 +240,7 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     else:
         a = randint(full(10 ** (digits - 1)), full(10 ** digits - 1), generator) if digits else \
             randint(full(0), high * 100.0 ** (level - full(1.0)), generator)
-    n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)
+    n_ops = randint(full(steps[0]), full(steps[0]) + level * (k - steps[0]), generator)[first]
     # lay the symbols out in slots: write all that there could be, then close the gaps
     width, live = digits or len(str(high)), torch.arange(k, device=device) < n_ops[:, None]
 
@@ -273,7 +276,7 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     for i in range(2 * k - 1):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
-    return line(a, done), line(*step(a, done)), ok
+    return line(a, done), line(*step(a, done)), ok & (done == done[first])
 
 
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
@@ -352,7 +355,7 @@ SPLITS = {
                 'ood_length_14': dict(low=14, high=14), 'ood_length_20': dict(low=20, high=20),
                 'ood_length_40': dict(low=40, high=40), 'ood_length_100': dict(low=100, high=100),
                 'wrong_order': dict(low=8, kind='shuffled'), 'one_swap': dict(low=8, kind='swapped')},
-    'mod': {'train': {}, 'val': {}, 'val_ood': dict(digits=6, steps=(1, 4)), 'iid': {},
+    'mod': {'train': dict(pairs=True), 'val': {}, 'val_ood': dict(digits=6, steps=(1, 4)), 'iid': {},
             'ood_digits_4': dict(digits=4), 'ood_digits_5': dict(digits=5),
             'ood_compose_3': dict(steps=(3, 3)), 'ood_compose_5': dict(steps=(5, 5)),
             'quotient_0': dict(steps=(1, 1), quotient=(0, 0)), 'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
@@ -388,11 +391,12 @@ def draw(task, split, n, generator=None, device='cpu', rests=0, **override):
     bucket, far = {'train': 0, 'seen_short': 0, 'val': 1}.get(split, 2), 'ood' in split
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
-    pool = (8 if task == 'bracket' else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
+    in_pairs = task == 'bracket' or spec.get('pairs')
+    pool = (8 if in_pairs else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
     if not far:  # what training cannot draw need not be held out
         ok &= bucket_of(q) == bucket
-    if task == 'bracket':  # keep a balanced one and an unbalanced one of equal length, or neither
+    if in_pairs:  # keep both or neither; of brackets, a balanced one and an unbalanced one of equal length
         ok = ok.view(-1, 2).all(1).repeat_interleave(2)
     order = (~ok).long().argsort(stable=True)[:n]
     if bucket and not bool(ok[order].all()):

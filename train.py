@@ -23,6 +23,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
@@ -278,8 +279,8 @@ weights = {k: config[k] for k in config if k.startswith('w_')}
 mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of every batch, drawn alike by all processes
 
 
-def step(task):
-    """One update: make the examples, forward, backward, optimizer -> the losses and the norm of the gradient"""
+def examples(task):
+    """The examples of an update -> for each forward and backward its batch, and up to where the decoder sees it, or None: all of it"""
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task],
                            **({'aloud': True} if task in aloud_list else {}))
@@ -287,7 +288,13 @@ def step(task):
         if blind and task == 'mod':
             hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
             seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
-            seen = torch.where(hidden < blind, seen, batch.question.shape[1])
+            seen = torch.where((hidden < blind) & (batch.changed > 0), seen, batch.question.shape[1])
+        yield batch, seen
+
+
+def step(task, made):
+    """One update from examples(task): forward, backward, optimizer -> the losses and the norm of the gradient"""
+    for batch, seen in made:
         with amp:
             parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())
@@ -320,6 +327,25 @@ if compile:
     prepare.play = torch.compile(prepare.play, dynamic=False)
     losses = torch.compile(losses, dynamic=False)
 graphs = {}
+
+
+def capture_step(task):
+    """step() as a CUDA graph, in which the examples of the next update are made beside this one: both are many small kernels"""
+    made, side = list(examples(task)), torch.cuda.Stream()
+
+    def update():
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            following = list(examples(task))
+        numbers = step(task, made)
+        torch.cuda.current_stream().wait_stream(side)
+        for now, then in zip(tree_leaves(made), tree_leaves(following)):
+            if now is not None:
+                now.copy_(then)
+        return numbers
+    return capture(update, generator)
+
+
 stop = []  # the signals that have asked for an end
 
 
@@ -352,12 +378,12 @@ while iter_num < max_iters and not ended:
             x.fill_(min(1, 2 * iter_num / max_iters))
     if cuda_graphs:
         if task not in graphs:
-            graphs[task] = capture(lambda: step(task), generator)  # the whole update, examples and optimizer included
+            graphs[task] = capture_step(task)
             iter_num += 3  # its warm-up steps count
         graphs[task][0].replay()
         numbers = graphs[task][1]
     else:
-        numbers = step(task)
+        numbers = step(task, examples(task))
     iter_num += 1
     done = iter_num - before
     bar.update(done)
