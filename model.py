@@ -228,7 +228,7 @@ def causal_conv(x, w, b):
     return F.silu(sum(late(len(w) - 1 - i) * tap for i, tap in enumerate(w)) + b).to(x.dtype)
 
 
-# --- convolution and scan for a sequence of one chunk, on a GPU: in PyTorch each of their steps is a pass over memory, here nothing leaves the chip ---
+# --- the same scan for a sequence of one chunk, on a GPU: in PyTorch each step is a pass over memory, here nothing leaves the chip ---
 
 if triton:
     @triton.jit
@@ -281,60 +281,32 @@ if triton:
         tl.store(dxBC + t[:, None] * C + H * P + n[None, :], tl.dot(tl.trans(dscores), C_).to(B_.dtype), mask=inside)
         tl.store(dxBC + t[:, None] * C + H * P + N + n[None, :], tl.dot(dscores, B_).to(B_.dtype), mask=inside)
 
-    @triton.jit
-    def conv_backward(x, w, b, dy, dx, dw, n, T, row, EACH: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TP: tl.constexpr, COLS: tl.constexpr):
-        """Of causal_conv, for EACH examples and COLS channels: dx, and the sums dw (K + 1, C), whose last is the bias's. x has rows of `row`."""
-        first, t, col, k = tl.program_id(0).to(tl.int64) * EACH, tl.arange(0, TP), tl.program_id(1) * COLS + tl.arange(0, COLS), tl.arange(0, 8)
-        near, sums = (col < C)[None, :], tl.zeros([8, COLS], tl.float32)
-        for i in range(first, tl.minimum(first + EACH, n)):
-            here = tl.load(x + (i * T + t[:, None]) * row + col[None, :], mask=(t < T)[:, None] & near, other=0).to(tl.float32)
-            dhere = tl.zeros([TP, COLS], tl.float32)
-            for j in tl.static_range(K):  # by way of what the convolution gives j tokens on
-                s = t + j
-                before = tl.load(b + col, mask=col < C, other=0)[None, :] + tl.zeros([TP, COLS], tl.float32)  # the SiLU
-                for m in tl.static_range(K):
-                    heard = tl.load(x + (i * T + s[:, None] - m) * row + col[None, :], mask=((s >= m) & (s - m < T))[:, None] & near, other=0)
-                    before += tl.load(w + (K - 1 - m) * C + col, mask=col < C, other=0)[None, :] * heard
-                gate = tl.sigmoid(before)
-                g = tl.load(dy + (i * T + s[:, None]) * C + col[None, :], mask=(s < T)[:, None] & near, other=0) * gate * (1 + before * (1 - gate))
-                dhere += tl.load(w + (K - 1 - j) * C + col, mask=col < C, other=0)[None, :] * g
-                sums += tl.where(k[:, None] == K - 1 - j, tl.sum(g * here, 0)[None, :], 0)
-                if j == 0:
-                    sums += tl.where(k[:, None] == K, tl.sum(g, 0)[None, :], 0)
-            tl.store(dx + (i * T + t[:, None]) * C + col[None, :], dhere.to(dx.dtype.element_ty), mask=(t < T)[:, None] & near)
-        tl.store(dw + (tl.program_id(0) * (K + 1) + k[:, None]) * C + col[None, :], sums, mask=(k <= K)[:, None] & near)
-
 
 class ShortScan(torch.autograd.Function):
-    """causal_conv of xBC (B, T, HP + 2N) by w and b, whose result holds x, B and C; with dt (B, T, H), A and D (H,)
-    -> ssd(x, dt, A, B, C) + D x, (B, T, HP)"""
+    """xBC (B, T, HP + 2N), which holds x, B and C, dt (B, T, H), A and D (H,) -> ssd(x, dt, A, B, C) + D x, (B, T, HP)"""
 
     @staticmethod
-    def forward(ctx, xBC, w, b, dt, A, D, P):
-        (B, T, C), H, mixed, dt = xBC.shape, len(A), causal_conv(xBC, w, b), dt.contiguous()
+    def forward(ctx, xBC, dt, A, D, P):
+        xBC, dt, (B, T, C), H = xBC.contiguous(), dt.contiguous(), xBC.shape, len(A)
         ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=max(16, 1 << (T - 1).bit_length()))
-        y = mixed.new_empty(B, T, H * P)
-        scan_forward[(B, H)](mixed, dt, A, D, y, T, **ctx.sizes, num_warps=4)
-        ctx.save_for_backward(xBC, w, b, mixed, dt, A, D)
+        y = xBC.new_empty(B, T, H * P)
+        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes, num_warps=4)
+        ctx.save_for_backward(xBC, dt, A, D)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        xBC, w, b, mixed, dt, A, D = ctx.saved_tensors
-        (B, T, H), (K, C), TP, each = dt.shape, w.shape, ctx.sizes['TP'], max(1, len(dt) // 64)
-        dmixed, ddt, dA, dD = torch.empty_like(mixed), torch.empty_like(dt), A.new_empty(B, H), D.new_empty(B, H)
-        scan_backward[(B,)](mixed, dt, A, D, dy.contiguous(), dmixed, ddt, dA, dD, T, **ctx.sizes, num_warps=max(4, TP // 16))
-        dx, dw = torch.empty_like(mixed), w.new_empty(-(-B // each), K + 1, C)
-        conv_backward[(len(dw), -(-C // 32))](xBC, w, b, dmixed, dx, dw, B, T, xBC.stride(1), each, C, K, TP, 32)
-        dw = dw.sum(0)
-        return dx, dw[:-1], dw[-1], ddt, dA.sum(0), dD.sum(0), None
+        xBC, dt, A, D = ctx.saved_tensors
+        (B, T, H), TP = dt.shape, ctx.sizes['TP']
+        dxBC, ddt, dA, dD = torch.empty_like(xBC), torch.empty_like(dt), A.new_empty(B, H), D.new_empty(B, H)
+        scan_backward[(B,)](xBC, dt, A, D, dy.contiguous(), dxBC, ddt, dA, dD, T, **ctx.sizes, num_warps=max(4, TP // 16))
+        return dxBC, ddt, dA.sum(0), dD.sum(0), None
 
 
 def short_scan_fits(xBC, c):
     """Whether ShortScan can take xBC (B, T, HP + 2N): on a GPU, in half precision, of a length and of sizes that it can tile"""
     tiles = (16, 32, 64, 128)
-    return (bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= 128 and c.head_dim in tiles and c.d_state in tiles
-            and c.d_conv < 8)
+    return bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= 128 and c.head_dim in tiles and c.d_state in tiles
 
 
 KERNEL_FROM = 1024  # tokens at which auto changes from ssd() to the kernel: bench.py measures both
@@ -408,10 +380,9 @@ class Mamba2(nn.Module):
         c, T = self.c, u.shape[1]
         z, xBC, dt, A = self.project(u)
         dt = dt * pace
-        if c.ssd == 'auto' and short_scan_fits(xBC, c):
-            y = ShortScan.apply(xBC, self.conv_weight, self.conv_bias, dt, A, self.D, c.head_dim)
-            return u + self.out(y.unflatten(-1, (self.n_heads, -1)), z)
         xBC = causal_conv(xBC, self.conv_weight, self.conv_bias)
+        if c.ssd == 'auto' and short_scan_fits(xBC, c):
+            return u + self.out(ShortScan.apply(xBC, dt, A, self.D, c.head_dim).unflatten(-1, (self.n_heads, -1)), z)
         x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
         kernel = x.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
