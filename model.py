@@ -25,6 +25,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+# Triton 3.6 and later let products of Hopper's own kind read beyond a tile that is 32 wide (triton-lang/triton issues 10486 and 11366):
+# illegal memory accesses, now and then. Those of the generation before are as fast here.
+os.environ.setdefault('DISABLE_MMA_V3', '1')
 try:
     import triton
     import triton.language as tl
@@ -290,7 +293,7 @@ class ShortScan(torch.autograd.Function):
         xBC, dt, (B, T, C), H = xBC.contiguous(), dt.contiguous(), xBC.shape, len(A)
         ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=max(16, 1 << (T - 1).bit_length()))
         y = xBC.new_empty(B, T, H * P)
-        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes, num_warps=4)
+        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes, num_warps=max(4, ctx.sizes['TP'] // 16))
         ctx.save_for_backward(xBC, dt, A, D)
         return y
 
