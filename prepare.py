@@ -276,7 +276,10 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     for i in range(2 * k - 1):
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
-    return line(a, done), line(*step(a, done)), ok & (done == done[first])
+    following = step(a, done)
+    if pairs:  # of the lines that reduce nothing, which are learned at once, a third will do
+        ok = (done == done[first]) & ((following[0] < a) | (torch.rand(n, generator=generator, device=device) < 1 / 3))
+    return line(a, done), line(*following), ok
 
 
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
@@ -392,7 +395,7 @@ def draw(task, split, n, generator=None, device='cpu', rests=0, **override):
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
     in_pairs = task == 'bracket' or spec.get('pairs')
-    pool = (8 if in_pairs else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
+    pool = (8 if task == 'bracket' else 16 if in_pairs else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
     if not far:  # what training cannot draw need not be held out
         ok &= bucket_of(q) == bucket

@@ -183,6 +183,9 @@ def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answ
         new = asked != line
         assert (line[new & (asked == prepare.REST)] == prepare.REST).all()  # no symbol sounds where none was
         starts.add(len(lines) - 1)
+    if task == 'mod':  # neighbours go on with the same divisors
+        rest = [decode(r).split('%')[1:] for r in q]
+        assert rest[::2] == rest[1::2]
     assert {0, 1, 2, 3} <= starts
     assert working('987%65%7') == ['987%65%7', '337%65%7', '12%65%7', '12%7', '5%7', '5'] and working('(()())') == ['(()())', '()', 'V']
     assert working('3') == ['3'] and working('())(') == ['())(', ')(', 'X'] and working('12345%1%2')[-1] == '0'

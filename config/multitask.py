@@ -2,7 +2,7 @@
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
 rests = '0,24,4'
-blind = 0.5
+blind = 1.0
 batch_size = 256
 learning_rate = 1.5e-3
 min_lr = 1e-5
