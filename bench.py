@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 import prepare
 from configurator import bounds, configure, fail
-from model import JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel, ssd_step
+from model import SHORT, JMambaConfig, MiniJMamba, ShortScan, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel, ssd_step, triton
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -227,6 +227,8 @@ def recurrence(x, dt, A, B, C):
 if 'scan' in parts:
     chunked = lambda *inputs: ssd(*inputs, 64)
     H, P, N, together = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128; tokens in a batch
+    no_skip = torch.zeros(H, device=device)
+    short = lambda x, dt, A, B, C: ShortScan.apply(torch.cat([x.flatten(2), B, C], -1), dt, A, no_skip, P).unflatten(-1, (H, P))
     kind = torch.bfloat16 if on_gpu else torch.float32
     for T in [T for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
         r = lambda *shape: torch.randn(max(1, together // T), T, *shape, generator=generator, device=device, dtype=kind)
@@ -234,9 +236,11 @@ if 'scan' in parts:
         for t in leaves:
             t.requires_grad_()
         weight, slowest, results = r(H, P), None, {}  # a dense gradient, as in training
-        for what, scan in {'recurrence': recurrence, 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'mamba_ssm kernel': ssd_kernel}.items():
+        for what, scan in {'recurrence': recurrence, 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'one kernel': short,
+                           'mamba_ssm kernel': ssd_kernel}.items():
             label = f"scan, {len(leaves[0])} x {T} tokens: {what}"
             why = (kernel_missing() if scan is ssd_kernel else "too slow to wait for" if scan is recurrence and T > 1024 else
+                   f"it is for up to {SHORT} tokens, in Triton on a GPU" if scan is short and not (T <= SHORT and on_gpu and triton) else
                    "there is no C++ compiler" if 'compiled' in what and not on_gpu and not shutil.which('g++') else '')
             if why:
                 skip(label, why)
@@ -246,9 +250,10 @@ if 'scan' in parts:
             results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
             slowest = slowest or (what, seconds)
-        if 'mamba_ssm kernel' in results:
-            off = max(float((a.float() - b.float()).norm() / a.float().norm()) for a, b in zip(results['ssd'], results['mamba_ssm kernel']))
-            report(f"    largest difference of the kernel from ssd, {kind}", off, 'of the norm')
+        for what in ('one kernel', 'mamba_ssm kernel'):
+            if what in results:
+                off = max(float((a.float() - b.float()).norm() / a.float().norm()) for a, b in zip(results['ssd'], results[what]))
+                report(f"    largest difference of {what} from ssd, {kind}", off, 'of the norm')
 
 # --- what an answer costs, by length ---
 if 'length' in parts:

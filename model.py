@@ -45,7 +45,7 @@ class JMambaConfig:
     head_dim: int = 32        # of a Mamba-2 head
     d_conv: int = 4           # taps of the short convolution
     chunk: int = 64           # tokens that the scan takes at once
-    ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the faster
+    ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the fastest
     backward: bool = True     # the decoder's first half runs from the question's end to its start
     freeze: bool = True       # the Mamba-2 states stand still while nothing sounds
     mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
@@ -306,13 +306,14 @@ class ShortScan(torch.autograd.Function):
         return dxBC, ddt, dA.sum(0), dD.sum(0), None
 
 
+SHORT = 128         # tokens up to which auto takes ShortScan: more do not fit on the chip at once
+KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's kernel; bench.py measures them all
+
+
 def short_scan_fits(xBC, c):
     """Whether ShortScan can take xBC (B, T, HP + 2N): on a GPU, in half precision, of a length and of sizes that it can tile"""
     tiles = (16, 32, 64, 128)
-    return bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= 128 and c.head_dim in tiles and c.d_state in tiles
-
-
-KERNEL_FROM = 1024  # tokens at which auto changes from ssd() to the kernel: bench.py measures both
+    return bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= SHORT and c.head_dim in tiles and c.d_state in tiles
 
 
 @functools.cache

@@ -17,6 +17,7 @@ an answer symbol always sounds in the slot of a question symbol (a dot is a slot
     bracket   ( ( ) ( ) )  ->  ( . . . . )  ->  V . . . . .    pairs that meet go; V when all are gone, X when none meet
     mod       a line replaces the shortest leading part of A that is >= B by its remainder, or drops % B if there is none
               9 8 7 % 6 5 % 7  ->  3 3 7 % 6 5 % 7  ->  . 1 2 % 6 5 % 7  ->  . . . . 1 2 % 7  ->  . . . . . 5 % 7  ->  . . . . . . . 5
+              (a remainder 0 is silent, unless it is the answer:  1 4 % 7  ->  . . % 7  ->  . . . 0)
 """
 import io
 import json
@@ -254,11 +255,15 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     ends = torch.cat([n_digits(a, width)[:, None], (1 + n_digits(b, 2)) * live], 1).cumsum(1) - 1  # last slot of each number
     slots = torch.arange(q.shape[1], device=device)
 
+    zero = a == 0
+
     def line(a, done):
-        """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was"""
+        """What is written when the first `done` of the B's are used up and `a` is left, its last digit where theirs was. An `a` that has
+        become 0 is silent until it is the answer: what a leading part becomes must not depend on what comes behind it."""
         place = ends.gather(1, done[:, None]) - slots
         digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
-        return torch.where(place < 0, q, torch.where(place < n_digits(a, width)[:, None], digit, REST))
+        length = torch.where((a > 0) | zero | (done == n_ops), n_digits(a, width), 0)
+        return torch.where(place < 0, q, torch.where(place < length[:, None], digit, REST))
 
     def step(a, done):
         """The shortest leading part of `a` that is >= B becomes its remainder; if there is none, B is used up"""
@@ -315,8 +320,10 @@ def working(text):
     while '%' in lines[-1]:
         a, b, *rest = lines[-1].split('%')
         lead = leading(a, b)
-        a = int(str(int(a[:lead]) % int(b)) + a[lead:]) if lead else int(a)
-        lines.append('%'.join([str(a), *([b] if lead else []), *rest]))
+        if lead:  # leading zeros fall silent, all of A if there is nothing else
+            lines.append('%'.join([(str(int(a[:lead]) % int(b)) + a[lead:]).lstrip('0'), b, *rest]))
+        else:
+            lines.append('%'.join([a and str(int(a)) or ('' if rest else '0'), *rest]))
     return lines
 
 

@@ -163,7 +163,7 @@ def diagnose(task, line, wanted, heard, read):
     if task == 'mod' and '%' in line:
         a, b = line.split('%')[:2]
         lead = int(a[:leading(a, b)] or 0)
-        found |= {'digits': len(a), 'quotient': lead // int(b), 'A < B': int(a) < int(b), 'borrow': lead % 10 < lead // int(b) * int(b) % 10}
+        found |= {'digits': len(a), 'quotient': lead // int(b), 'A < B': int(a or 0) < int(b), 'borrow': lead % 10 < lead // int(b) * int(b) % 10}
     if task == 'bracket' and set(line) <= set('()'):
         depth = depth_of(line)
         found |= {'length': len(line), 'deepest': max(depth), 'first violation': next((i for i, d in enumerate(depth) if d < 0), 'none')}

@@ -169,7 +169,7 @@ def test_labels_against_an_independent_check():
     assert not set(''.join(decode(r) for r in draw('mirror', 'train', 1000, gen())[0])) & set('KL')
 
 
-@pytest.mark.parametrize('task, answered', [('mod', lambda t: str(functools.reduce(operator.mod, map(int, t.split('%'))))),
+@pytest.mark.parametrize('task, answered', [('mod', lambda t: str(functools.reduce(operator.mod, [int(x or 0) for x in t.split('%')]))),
                                             ('bracket', lambda t: t if t in ('V', 'X') else 'V' if balanced(t) else 'X')])
 def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answered):
     q, a = draw(task, 'train', 2000, gen(5), aloud=True, rests=4)
@@ -188,7 +188,8 @@ def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answ
         assert rest[::2] == rest[1::2]
     assert {0, 1, 2, 3} <= starts
     assert working('987%65%7') == ['987%65%7', '337%65%7', '12%65%7', '12%7', '5%7', '5'] and working('(()())') == ['(()())', '()', 'V']
-    assert working('3') == ['3'] and working('())(') == ['())(', ')(', 'X'] and working('12345%1%2')[-1] == '0'
+    assert working('14%7') == ['14%7', '%7', '0'] and working('1402%7%5') == ['1402%7%5', '2%7%5', '2%5', '2'] and working('0%3%2') == ['0%3%2', '0%2', '0']
+    assert working('14%7%5') == ['14%7%5', '%7%5', '%5', '0'] and working('3') == ['3'] and working('())(') == ['())(', ')(', 'X'] and working('12345%1%2')[-1] == '0'
 
 
 def test_rests_are_strewn_into_question_and_answer_alike():

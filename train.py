@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
-from model import KERNEL_FROM, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint
+from model import KERNEL_FROM, SHORT, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint, triton
 from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
 from score import evaluate
 
@@ -46,8 +46,8 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # mod: share of the examples in which the decoder, from somewhere behind the last change on, sees another question's
-                         # end and can only point: it has to know from its own work what to do there, not from what usually follows
+blind = 0.0              # mod: share of the examples in which the decoder, from somewhere behind the last change on, sees the end of another
+                         # number with the same divisors, and can only point: what it does there must not depend on what usually follows
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -86,7 +86,7 @@ grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda
 dtype = 'auto'           # auto, float32, bfloat16, float16
-ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto
+ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: the fastest for the length
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
 config = configure(globals())
@@ -158,8 +158,11 @@ elif dtype not in ('float32', 'bfloat16', 'float16'):
     fail(f"dtype is auto, float32, bfloat16 or float16, not {dtype!r}")
 if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
-print("scan: PyTorch" + (f"; mamba_ssm's kernel cannot be used: {kernel_missing()}" if kernel_missing() else
-                         {'torch': ", as asked", 'mamba_ssm': " is turned off; mamba_ssm's kernel, as asked", 'auto': f"; mamba_ssm's kernel pays from {KERNEL_FROM} tokens on"}[ssd]))
+if ssd == 'auto':
+    print(f"scan: {f'one Triton kernel up to {SHORT} tokens, then ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
+          + (f"cannot be used: {kernel_missing()}" if kernel_missing() else f"from {KERNEL_FROM} tokens on; each where it is the fastest"))
+else:
+    print(f"scan: {ssd}, as asked")
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
