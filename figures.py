@@ -156,10 +156,11 @@ def noise_at(b, db, pink):
 
 
 def echo(b, seconds):
-    """Reverberation: exponentially decaying noise after the direct sound, 60 dB down after so many seconds"""
+    """Reverberation: exponentially decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, it is the louder
+    in all the longer it lasts: 6 dB under the direct sound at 0.4 s."""
     n = max(1, round(seconds * SAMPLE_RATE))
     tail = torch.randn(n, generator=torch.Generator().manual_seed(7)) * 10 ** (-3 * torch.arange(n) / n)
-    tail *= 0.5 / tail.norm()
+    tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm()
     tail[0] = 1
     size = b.question.shape[1] + n
     wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)[:, :b.question.shape[1]]

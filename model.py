@@ -25,8 +25,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# Triton 3.6 and later let products of Hopper's own kind read beyond a tile that is 32 wide (triton-lang/triton issues 10486 and 11366):
-# illegal memory accesses, now and then. Those of the generation before are as fast here.
+# Triton 3.6 and later let products of Hopper's own kind read beyond a tile that is 32 wide (triton-lang/triton issues 10486 and 11366).
+# Those of the generation before are made in their place, in every Triton kernel of this process, mamba_ssm's too.
 os.environ.setdefault('DISABLE_MMA_V3', '1')
 try:
     import triton
@@ -231,7 +231,7 @@ def causal_conv(x, w, b):
     return F.silu(sum(late(len(w) - 1 - i) * tap for i, tap in enumerate(w)) + b).to(x.dtype)
 
 
-# --- the same scan for a sequence of one chunk, on a GPU: in PyTorch each step is a pass over memory, here nothing leaves the chip ---
+# --- the same scan for a sequence of up to SHORT tokens, on a GPU: in PyTorch each step is a pass over memory, here nothing leaves the chip ---
 
 if triton:
     @triton.jit
@@ -313,7 +313,8 @@ KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's kernel; bench.py
 def short_scan_fits(xBC, c):
     """Whether ShortScan can take xBC (B, T, HP + 2N): on a GPU, in half precision, of a length and of sizes that it can tile"""
     tiles = (16, 32, 64, 128)
-    return bool(triton) and xBC.is_cuda and xBC.dtype != torch.float32 and xBC.shape[1] <= SHORT and c.head_dim in tiles and c.d_state in tiles
+    return (bool(triton) and xBC.is_cuda and xBC.dtype in (torch.float16, torch.bfloat16) and xBC.shape[1] <= SHORT
+            and c.head_dim in tiles and c.d_state in tiles)
 
 
 @functools.cache
@@ -481,8 +482,8 @@ class CrossAttention(nn.Module):
     query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), or None. Where something is not seen, the
-    content heads find the example's neighbour in the batch, and the clock heads do so from there on; the pointer never does.
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), or None. In an example of which anything is not
+    seen, the content heads find nothing but its neighbour in the batch, and the clock heads find it where that is; the pointer never does.
     -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
@@ -503,8 +504,10 @@ class CrossAttention(nn.Module):
         q, k = heads(self.q(self.norm(query)), c.n_head + 1), heads(self.k(memory), c.n_head + 1)
         v = heads(self.v(memory), c.n_head)
         # content: the first half of the heads
-        other, blind = neighbour(q), None if seen is None else ~seen.all(1)
-        whole = lambda t: t if seen is None else torch.where(blind.view(-1, *[1] * (t.dim() - 1)), t[other], t)
+        whole = lambda t: t
+        if seen is not None:
+            other, blind = neighbour(q), ~seen.all(1)
+            whole = lambda t: torch.where(blind.view(-1, *[1] * (t.dim() - 1)), t[other], t)
         score = (q[:, :half] @ whole(k[:, :half]).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
         content = score.masked_fill(~whole(valid)[:, None, None], -1e9).softmax(-1).to(v.dtype) @ whole(v[:, :half])
         # clock: the second half, and the pointer, which reaches less far
@@ -594,7 +597,8 @@ class MiniJMamba(nn.Module):
 
     def forward(self, question, lengths, seen=None):
         """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many of them the decoder sees in place, (B,), all of
-        them if not given: beyond, and where it does not look by clock, it sees its neighbour in the batch, and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
+        them if not given: if not all, what it knows by content and of the question's end is its neighbour's in the batch; beyond, it sees the neighbour,
+        and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
         symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
         heard = self.hear(question)
         return self.answer(self.encode(heard), heard, lengths, seen)

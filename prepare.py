@@ -224,12 +224,13 @@ def n_digits(x, width):
 
 def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, pairs=False, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
-    aloud=True asks a random line of the working, and the answer is the next line. pairs=True gives two rows each the same divisors, and
-    the same one to go on with."""
+    aloud=True asks a random line of the working, and the answer is the next line. pairs=True: two rows each have the same divisors left to
+    go on with, and lines that only drop a divisor, which are learned at once, are drawn a third as often."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
     b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
-    first = torch.arange(n, device=device) // (2 if pairs else 1) * (2 if pairs else 1)  # of a pair
+    first = torch.arange(n, device=device)
+    first = first - first % 2 * pairs  # of a pair
     b = b[first]
     ok = torch.ones(n, dtype=torch.bool, device=device)
     if equal:
@@ -282,8 +283,9 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
         s = step(a, done)
         a, done = torch.where(i < start, s[0], a), torch.where(i < start, s[1], done)
     following = step(a, done)
-    if pairs:  # of the lines that reduce nothing, which are learned at once, a third will do
-        ok = (done == done[first]) & ((following[0] < a) | (torch.rand(n, generator=generator, device=device) < 1 / 3))
+    if pairs:
+        drops = (following[0] == a) & (a > 0) & (done < n_ops)
+        ok = ok & (done == done[first]) & (~drops | (torch.rand(n, generator=generator, device=device)[first] < 1 / 3))
     return line(a, done), line(*following), ok
 
 
@@ -365,7 +367,7 @@ SPLITS = {
                 'ood_length_14': dict(low=14, high=14), 'ood_length_20': dict(low=20, high=20),
                 'ood_length_40': dict(low=40, high=40), 'ood_length_100': dict(low=100, high=100),
                 'wrong_order': dict(low=8, kind='shuffled'), 'one_swap': dict(low=8, kind='swapped')},
-    'mod': {'train': dict(pairs=True), 'val': {}, 'val_ood': dict(digits=6, steps=(1, 4)), 'iid': {},
+    'mod': {'train': {}, 'val': {}, 'val_ood': dict(digits=6, steps=(1, 4)), 'iid': {},
             'ood_digits_4': dict(digits=4), 'ood_digits_5': dict(digits=5),
             'ood_compose_3': dict(steps=(3, 3)), 'ood_compose_5': dict(steps=(5, 5)),
             'quotient_0': dict(steps=(1, 1), quotient=(0, 0)), 'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
@@ -402,7 +404,7 @@ def draw(task, split, n, generator=None, device='cpu', rests=0, **override):
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few of them fit
     # has a probability of under 1e-20 for training, and is seen at once in the fixed splits.
     in_pairs = task == 'bracket' or spec.get('pairs')
-    pool = (8 if task == 'bracket' else 16 if in_pairs else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
+    pool = (8 if in_pairs else 2) * n + 512 if bucket == 0 or far else 600 * n + 4000
     q, a, ok = TASKS[task](pool, generator, device, **spec)
     if not far:  # what training cannot draw need not be held out
         ok &= bucket_of(q) == bucket

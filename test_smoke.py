@@ -172,7 +172,8 @@ def test_labels_against_an_independent_check():
 @pytest.mark.parametrize('task, answered', [('mod', lambda t: str(functools.reduce(operator.mod, [int(x or 0) for x in t.split('%')]))),
                                             ('bracket', lambda t: t if t in ('V', 'X') else 'V' if balanced(t) else 'X')])
 def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answered):
-    q, a = draw(task, 'train', 2000, gen(5), aloud=True, rests=4)
+    pairs = {'pairs': True} if task == 'mod' else {}
+    q, a = draw(task, 'train', 2000, gen(5), aloud=True, rests=4, **pairs)
     starts = set()
     for asked, line in zip(q, a):
         was, now = decode(asked), decode(line)
@@ -843,7 +844,7 @@ def test_bad_questions_and_checkpoints_get_a_sentence(tmp_path, trained):
     assert solve('mod', '987%65%7') == '5' and solve('bracket', '()' * 300) == 'V' and solve('mod', str(10 ** 40 + 7) + '%10') == '7'
 
 
-@pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'leave a share'), ('--rests=-1', 'rests takes a number'), ('--curriculum=steep', 'adaptive, linear or none'),
+@pytest.mark.parametrize('flag, says', [('--tasks=mirror,sing', "'sing'"), ('--mix=1,2', "such as 1"), ('--mix=0', 'leave a share'), ('--rests=-1', 'rests takes a whole number'), ('--mix=1e308', "takes 'error'"), ('--tasks=mod --aloud=mod --blind=1 --batch_size=3', 'even number'), ('--curriculum=steep', 'adaptive, linear or none'),
                                         ('--aloud=mirror', 'aloud'), ('--blind=2', 'at least 0 and at most 1'), ('--batch_size=0', 'batch_size must be at least 1'),
                                         ('--init_from=best', 'resume'), ('--dtype=float8', 'bfloat16'), ('--ssd=fast', 'mamba_ssm'), ('--patch=3', 'must divide 40'), ('--patch=0', 'patch must be at least 1'), ('--spectrum=False --w_wave=1', 'spectrum'), ('--blind=0.5 --pointer=False', 'pointer'), *([] if torch.cuda.is_available() else [('--ssd=mamba_ssm', 'NVIDIA GPU')]), ('--d_model=33', 'd_model'), ('--device=abacus', 'no device')])
 def test_settings_that_cannot_be_get_a_sentence(flag, says, tmp_path, monkeypatch, capsys):

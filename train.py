@@ -46,8 +46,9 @@ curriculum = 'none'      # of each task: adaptive (harder once validation passes
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # mod: share of the examples in which the decoder, from somewhere behind the last change on, sees the end of another
-                         # number with the same divisors, and can only point: what it does there must not depend on what usually follows
+blind = 0.0              # mod aloud: share of the examples in which the decoder sees another number with the same divisors, by the clock from
+                         # somewhere behind the last change on, by content as a whole; behind the change it can only point. What it plays there
+                         # must not depend on what usually follows, nor come from where all of the number is known
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -114,11 +115,12 @@ def of_each(key, kind):
     try:
         numbers = [kind(x) for x in config[key].split(',')]
         numbers = dict(zip(tasks_list, numbers * len(tasks_list) if len(numbers) == 1 else numbers, strict=True))
-        if all(0 <= x < math.inf for x in numbers.values()):
+        if all(0 <= x <= 10000 for x in numbers.values()):
             return numbers
     except ValueError:
         pass
-    fail(f"{key} takes a number for all tasks or one for each, such as {','.join('1' for _ in tasks_list)}, not {config[key]!r}")
+    what = {int: "a whole number", float: "'error', or a number"}[kind]
+    fail(f"{key} takes {what} from 0 to 10000 for all tasks or one for each, such as {','.join('1' for _ in tasks_list)}, not {config[key]!r}")
 
 
 shares, rests_of = None if mix == 'error' else of_each('mix', float), of_each('rests', int)
@@ -137,6 +139,8 @@ if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
     fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
+if blind and 'mod' in aloud_list and batch_size // world % 2:
+    fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
 if blind and not (pointer and attention):
     fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
 if not w_frames + w_wave + w_stft + w_symbols:
@@ -159,7 +163,7 @@ elif dtype not in ('float32', 'bfloat16', 'float16'):
 if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
 if ssd == 'auto':
-    print(f"scan: {f'one Triton kernel up to {SHORT} tokens, then ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
+    print(f"scan: {f'one Triton kernel up to {SHORT} tokens, if its sizes fit, else ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
           + (f"cannot be used: {kernel_missing()}" if kernel_missing() else f"from {KERNEL_FROM} tokens on; each where it is the fastest"))
 else:
     print(f"scan: {ssd}, as asked")
@@ -176,8 +180,9 @@ try:
         model.train()
         model.config.ssd = ssd
         for k in ('tasks', 'aloud', 'curriculum', 'seed', *(k for k in config if k in checkpoint['model_args'] and k != 'ssd')):
-            if config[k] != checkpoint['config'][k]:
-                fail(f"{out_dir} was trained with {k}={checkpoint['config'][k]}; to resume, leave it so")
+            was = {**checkpoint['model_args'], **checkpoint['config']}[k]  # a setting may be younger than the checkpoint
+            if config[k] != was:
+                fail(f"{out_dir} was trained with {k}={was}; to resume, leave it so")
     else:
         model = MiniJMamba(JMambaConfig(**{k: v for k, v in config.items() if k in JMambaConfig.__dataclass_fields__})).to(device)
         for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
@@ -284,11 +289,12 @@ mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 
 def examples(task):
     """The examples of an update -> for each forward and backward its batch, and up to where the decoder sees it, or None: all of it"""
+    hiding = blind > 0 and task == 'mod' and task in aloud_list
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task],
-                           **({'aloud': True} if task in aloud_list else {}))
+                           **({'aloud': True} if task in aloud_list else {}), **({'pairs': True} if hiding else {}))
         seen = None
-        if blind and task == 'mod':
+        if hiding:
             hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
             seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
             seen = torch.where((hidden < blind) & (batch.changed > 0), seen, batch.question.shape[1])
@@ -346,7 +352,7 @@ def capture_step(task):
             if now is not None:
                 now.copy_(then)
         return numbers
-    return capture(update, generator)
+    return *capture(update, generator), made  # which the graph reads and writes: it must live as long
 
 
 stop = []  # the signals that have asked for an end

@@ -1,6 +1,5 @@
 # What the ablations are compared with: the multitask model, on an eighth of its examples.
 exec(open('config/multitask.py').read())
-batch_size = 256
 max_iters = 3000
 lr_decay_iters = 3000
 eval_interval = 1500
