@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -617,6 +618,26 @@ def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(score, 'evaluate', lambda model, task, *_, **__: {'exact_match': {'mirror': 1.0, 'bracket': 0.5, 'mod': 0.0}[task]})
     assert train_in_process(monkeypatch, keep, *three, '--mix_floor=0.2', f'--out_dir={tmp_path / "b"}') == 0
     assert [r['odds'] for r in log_of(tmp_path / 'b') if 'odds' in r] == [dict(mirror=1, bracket=1, mod=1), dict(mirror=0.2, bracket=0.5, mod=1)]
+
+
+def test_the_examples_of_a_graph_live_as_long_as_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--test_samples=0', '--max_iters=1', f'--out_dir={tmp_path}'])
+    capture_step = runpy.run_path(os.path.join(HERE, 'train.py'))['capture_step']
+    scope, kept = capture_step.__globals__, []
+    monkeypatch.setattr(torch.cuda, 'Stream', object)
+    monkeypatch.setitem(scope, 'capture', lambda f, generator: (None, None))  # as a graph does, it keeps no hold of what f uses
+    examples = scope['examples']
+
+    def watched(task):
+        for batch, seen in examples(task):
+            kept.append(weakref.ref(batch.question))
+            yield batch, seen
+    monkeypatch.setitem(scope, 'examples', watched)
+    graph = capture_step('mirror')
+    assert len(kept) == 1 and kept[0]() is not None
+    del graph
+    assert kept[0]() is None
 
 
 def test_two_processes_are_one(tmp_path):
