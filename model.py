@@ -291,18 +291,19 @@ class ShortScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, xBC, dt, A, D, P):
         xBC, dt, (B, T, C), H = xBC.contiguous(), dt.contiguous(), xBC.shape, len(A)
-        ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=max(16, 1 << (T - 1).bit_length()))
+        TP = max(16, 1 << (T - 1).bit_length())
+        ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=TP, num_warps=max(4, TP // 16))
         y = xBC.new_empty(B, T, H * P)
-        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes, num_warps=max(4, ctx.sizes['TP'] // 16))
+        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes)
         ctx.save_for_backward(xBC, dt, A, D)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         xBC, dt, A, D = ctx.saved_tensors
-        (B, T, H), TP = dt.shape, ctx.sizes['TP']
+        B, T, H = dt.shape
         dxBC, ddt, dA, dD = torch.empty_like(xBC), torch.empty_like(dt), A.new_empty(B, H), D.new_empty(B, H)
-        scan_backward[(B,)](xBC, dt, A, D, dy.contiguous(), dxBC, ddt, dA, dD, T, **ctx.sizes, num_warps=max(4, TP // 16))
+        scan_backward[(B,)](xBC, dt, A, D, dy.contiguous(), dxBC, ddt, dA, dD, T, **ctx.sizes)
         return dxBC, ddt, dA.sum(0), dD.sum(0), None
 
 
@@ -472,18 +473,13 @@ class SelfAttention(nn.Module):
         return x + self.out_proj(y.transpose(1, 2).flatten(2))
 
 
-def neighbour(x):
-    """The places in a batch of each example's neighbour: pairs, so that an even share of a batch has all it needs"""
-    return (torch.arange(len(x), device=x.device) ^ 1).clamp(max=len(x) - 1)
-
-
 class CrossAttention(nn.Module):
     """From the answer to the question. Question and answer share a clock, and the answer's tokens start out alike, so one
     query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
     heads see the whole question. One more clock head, the pointer, fetches frames as they are.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T) and seen (B, T), or None. In an example of which anything is not
-    seen, the content heads find nothing but its neighbour in the batch, and the clock heads find it where that is; the pointer never does.
+    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), and perhaps whose (B,) and seen (B, T): the content heads find
+    the question of the example whose[i] in the place of the i-th one, the clock heads where that is not seen, the pointer never
     -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
@@ -497,23 +493,20 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(c.d_model, c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
-    def forward(self, query, memory, frames, valid, seen):
+    def forward(self, query, memory, frames, valid, whose=None, seen=None):
         c, half, T = self.c, self.c.n_head // 2, memory.shape[1]
         heads = lambda y, n: y.unflatten(-1, (n, -1)).transpose(1, 2)  # (B, h, T, d)
         memory = self.memory_norm(memory)
         q, k = heads(self.q(self.norm(query)), c.n_head + 1), heads(self.k(memory), c.n_head + 1)
         v = heads(self.v(memory), c.n_head)
         # content: the first half of the heads
-        whole = lambda t: t
-        if seen is not None:
-            other, blind = neighbour(q), ~seen.all(1)
-            whole = lambda t: torch.where(blind.view(-1, *[1] * (t.dim() - 1)), t[other], t)
-        score = (q[:, :half] @ whole(k[:, :half]).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
-        content = score.masked_fill(~whole(valid)[:, None, None], -1e9).softmax(-1).to(v.dtype) @ whole(v[:, :half])
+        found = lambda t: t if whose is None else t[whose]
+        score = (q[:, :half] @ found(k[:, :half]).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
+        content = score.masked_fill(~found(valid)[:, None, None], -1e9).softmax(-1).to(v.dtype) @ found(v[:, :half])
         # clock: the second half, and the pointer, which reaches less far
         k, v = k[:, half:], v[:, half:]
         if seen is not None:
-            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], t[other, :half]), t[:, half:]], 1) for t in (k, v))
+            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], found(t[:, :half])), t[:, half:]], 1) for t in (k, v))
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
         weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], c.window, reach)
@@ -610,11 +603,13 @@ class MiniJMamba(nn.Module):
         at = torch.arange(heard.shape[1], device=heard.device)
         valid = at < n[:, None]
         last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
+        whose = None
         if seen is not None:
-            seen = at < seen[:, None] // c.token
-            last = torch.where(seen.all(1)[:, None, None], last, last[neighbour(last)])
+            seen, example = at < seen[:, None] // c.token, torch.arange(len(seen), device=at.device)
+            whose = torch.where(seen.all(1), example, (example ^ 1).clamp(max=len(seen) - 1))  # in pairs: an even share of a batch has all it needs
+            last = last[whose]
         query = self.start + self.last(last)  # (B, 1, D)
-        x, pointed = self.cross(query, memory, heard, valid, seen) if c.attention else (memory, heard)
+        x, pointed = self.cross(query, memory, heard, valid, whose, seen) if c.attention else (memory, heard)
         x = query + x
         half = len(self.decoder) // 2
         turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
