@@ -2,7 +2,7 @@
 tasks = 'mod'
 aloud = 'mod'
 rests = '4'
-blind = 1.0
+blind = 0.75
 batch_size = 256
 learning_rate = 1.5e-3
 min_lr = 1e-5
