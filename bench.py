@@ -291,7 +291,7 @@ if 'length' in parts:
         memory, took = peak(lambda: answer(wave)), statistics.median(answer(wave) for _ in range(min(repeats, 3)))
         report(f"answer to {seconds} s of sound", seconds / took, 'x real time')
         if memory:
-            report(f"    memory", memory / 2 ** 20, 'MiB')
+            report("    memory", memory / 2 ** 20, 'MiB')
         points.append((seconds, took, memory))
     points = [p for p in points if p[0] >= 10]
     for what, i in {'time': 1, 'memory': 2}.items():

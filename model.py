@@ -64,12 +64,13 @@ class JMambaConfig:
     patch: int = 5            # frames in a token: 50 ms, three tokens a symbol
     n_symbols: int = 27       # for the auxiliary loss only; answers are never read from the logits
     griffin_lim: int = 1      # iterations after the first guess at the phase
+    dither: float = 0.01      # standard deviation of the white noise behind what is asked: digital silence is nothing that it was trained on
 
     def __post_init__(self):
         if not self.spectrum:
             self.n_bins = self.hop
         for key, value in vars(self).items():
-            if type(value) in (int, float) and value <= 0 and key not in ('counting', 'griffin_lim'):
+            if type(value) in (int, float) and value <= 0 and key not in ('counting', 'griffin_lim', 'dither'):
                 raise ValueError(f"{key} must be positive, not {value}")
         for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
                                ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
@@ -643,23 +644,22 @@ class MiniJMamba(nn.Module):
         if lengths is None:
             lengths = torch.full((len(question),), S, device=question.device)
         inside = torch.arange(S, device=question.device) < lengths[:, None]
-        done = torch.zeros(len(question), dtype=torch.bool, device=question.device)
-        answers, passes = [], torch.zeros_like(lengths)
+        dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
+        going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            frames, _, _ = self(question, lengths)
+            heard = question[going]
+            frames, _, _ = self(heard + dither, lengths[going])
             frames = frames.float() * (s.sounds(frames) > 0)  # what is left of a tone that went, however faint, would be heard again
-            magnitude = s.exp(frames)
-            wave = s.wave(magnitude, self.config.griffin_lim)[:, :S] * inside
-            wave = torch.where(done[:, None], question, wave)
-            answers.append(wave)
+            wave = s.wave(s.exp(frames), self.config.griffin_lim)[:, :S] * inside[going]
+            question = question.index_copy(0, going, wave)
+            answers.append(question)
             if think > 1:
                 a, b = (s.magnitude(s.stft(F.pad(w, (0, -S % self.config.token)))).unflatten(1, (-1, self.config.patch)).mean(2)
-                        for w in (question, wave))
-                done |= (a - b).abs().amax((1, 2)) < 0.2  # no tone, of amplitude 0.5-0.8, has come or gone
-                passes += (~done).long()
-                if bool(done.all()):
+                        for w in (heard, wave))
+                going = going[(a - b).abs().amax((1, 2)) >= 0.2]  # a tone, of amplitude 0.5-0.8, has come or gone
+                passes[going] += 1
+                if not len(going):
                     break
-            question = wave
         return (answers, passes) if conversation else answers[-1]
 
 

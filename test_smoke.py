@@ -392,6 +392,15 @@ def test_a_faint_remainder_is_played_as_silence():
         assert bool((model.generate(torch.rand(1, 8000)) == 0).all()) == silent
 
 
+def test_digital_silence_is_never_heard():
+    model, heard = MiniJMamba(JMambaConfig(**TINY)).eval(), []
+    model.register_forward_pre_hook(lambda model, inputs: heard.append(inputs[0]))
+    question = torch.zeros(2, 16000)
+    model.generate(question)
+    model.generate(question)
+    assert torch.equal(*heard) and abs(heard[0].std() - 0.01) < 1e-3 and not question.any()
+
+
 def test_what_is_out_of_sight_can_only_be_pointed_at():
     torch.manual_seed(0)
     model = MiniJMamba(JMambaConfig(**TINY)).eval()
@@ -448,11 +457,11 @@ def test_thinking_stops_when_what_is_played_is_what_was_heard():
 
     def answer(question, lengths):  # the first line leads to the second, which leads to itself
         heard.append(transcribe(question))
-        return model.hear(waves[1]).unflatten(2, (5, -1)).flatten(1, 2), None, None
+        return model.hear(waves[1][:len(question)]).unflatten(2, (5, -1)).flatten(1, 2), None, None
     model.forward = answer
     answers, passes = model.generate(waves[0], torch.tensor([12800, 12800]), think=16, conversation=True)
     assert passes.tolist() == [1, 0] and len(answers) == 2
-    assert heard == [['98%7', '12%'], ['28%7', '12%']] and transcribe(answers[-1]) == ['28%7', '12%']
+    assert heard == [['98%7', '12%'], ['28%7']] and transcribe(answers[-1]) == ['28%7', '12%']
 
 
 # --- the command line ---
