@@ -513,6 +513,16 @@ def test_train_then_sample_then_score(trained):
     assert table[0] == 'ABCA' and len(table) == 6 and table[2].split()[0] == 'A'
 
 
+def test_the_released_weights_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = run('score.py', '--init_from=release', '--split=iid', '--num_samples=67', '--device=cpu')
+    exact = dict(re.findall(r'^(\w+)_iid_em: (\S+)$', text, re.M))
+    assert set(exact) == {'mirror', 'bracket', 'mod'} and all(float(x) > 0.95 for x in exact.values()), text
+    text = run('sample.py', '--init_from=release', '--start=987%65%7', '--device=cpu')
+    assert 'heard 5: 987%65%7 -> 337%65%7 -> 12%65%7 -> 12%7 -> 5%7 -> 5' in text
+    assert 'heard V' in run('sample.py', '--init_from=release', '--start=(()())', '--device=cpu')
+
+
 def test_bench(tmp_path):
     text = run('bench.py', '--device=cpu', '--repeats=1', '--batch_size=2', '--minutes=0.2', '--tokens=32', f"--out={tmp_path / 'bench.json'}")
     rows = {r['what']: r for r in json.loads((tmp_path / 'bench.json').read_text()) if 'what' in r}
