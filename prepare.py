@@ -131,15 +131,19 @@ def randint(low, high, generator):
     return low + (r * (high.floor() - low + 1)).long()
 
 
-def mirror(n, generator, device, low=3, high=10, unseen=False, level=1.0):
+def mirror(n, generator, device, low=3, high=10, unseen=False, foreign=0.0, level=1.0):
+    """Letters, with this share of symbols of the other tasks among them: to play a tone back it must not matter which it is."""
     shortest = torch.full((n,), low, device=device)
     length = randint(shortest, shortest + level * (high - low), generator)
     at = torch.arange(high, device=device)
+    one = lambda: at == randint(torch.zeros_like(length), length - 1, generator)[:, None]
     q = A + torch.randint(10, (n, high), generator=generator, device=device)
-    q += q >= K  # the letters on either side of K
+    if foreign:  # but for one, which says that it is mirror that is asked
+        other = A + torch.randint(len(SYMBOLS) - 2, (n, high), generator=generator, device=device)
+        q = torch.where((torch.rand(n, high, generator=generator, device=device) < foreign) & ~one(), other, q)
+    q += q >= K  # the symbols on either side of K
     if unseen:  # a third of the symbols, and one for certain
-        new = torch.rand(n, high, generator=generator, device=device) < 0.3
-        new |= at == randint(torch.zeros_like(length), length - 1, generator)[:, None]
+        new = (torch.rand(n, high, generator=generator, device=device) < 0.3) | one()
         q = torch.where(new, torch.where(torch.rand(q.shape, generator=generator, device=device) < 0.5, K, L), q)
     q = torch.where(at < length[:, None], q, REST)
     return q, q, torch.ones(n, dtype=torch.bool, device=device)

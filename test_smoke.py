@@ -207,6 +207,14 @@ def test_rests_are_strewn_into_question_and_answer_alike():
     assert min(behind) > -1e-4 and sum(t > 0.1 for t in behind) > 20 and sum(t < 0.1 for t in behind) > 20  # silence may follow, or not
 
 
+def test_foreign_symbols_among_the_letters():
+    q, a = draw('mirror', 'train', 500, gen(1), foreign=0.4)
+    texts = [decode(x) for x in q]
+    assert torch.equal(q, a) and all(set(t) & set('ABCDEFGHIJ') for t in texts) and set(''.join(texts)) == set(prepare.SYMBOLS) - set('KL')
+    assert 0.15 < sum(not c.isalpha() or c in 'VX' for t in texts for c in t) / len(''.join(texts)) < 0.25
+    assert not set(''.join(decode(x) for x in draw('mirror', 'train', 500, gen(1))[0])) - set('ABCDEFGHIJ')
+
+
 def test_a_level_is_a_difficulty():
     easy, hard = (draw('mirror', 'train', 300, gen(), level=x)[0] for x in (0.0, 1.0))
     assert set((easy >= 0).sum(1).tolist()) == {3} and set((hard >= 0).sum(1).tolist()) == set(range(3, 11))

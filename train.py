@@ -45,6 +45,7 @@ mix_floor = 0.1          # error that a task counts as having at least, so that 
 curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
+foreign = 0.0            # mirror: share of the symbols in a training question that are another task's
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
 blind = 0.0              # mod aloud: share of the examples in which the decoder sees another number with the same divisors, by the clock from
                          # somewhere behind the last change on, by content as a whole; behind the change it can only point. What it plays there
@@ -134,7 +135,7 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1))
+       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1), foreign=(0, 1))
 if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
@@ -292,7 +293,8 @@ def examples(task):
     hiding = blind > 0 and task == 'mod' and task in aloud_list
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task],
-                           **({'aloud': True} if task in aloud_list else {}), **({'pairs': True} if hiding else {}))
+                           **({'aloud': True} if task in aloud_list else {}), **({'pairs': True} if hiding else {}),
+                           **({'foreign': foreign} if task == 'mirror' else {}))
         seen = None
         if hiding:
             hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]

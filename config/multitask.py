@@ -3,6 +3,7 @@ tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
 rests = '0,24,4'
 blind = 0.75
+foreign = 0.4
 mix_floor = 0.01
 batch_size = 256
 learning_rate = 1.5e-3
