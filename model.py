@@ -647,19 +647,18 @@ class MiniJMamba(nn.Module):
         dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
         going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            heard = question[going]
-            frames, _, _ = self(heard + dither, lengths[going])
-            frames = frames.float() * (s.sounds(frames) > 0)  # what is left of a tone that went, however faint, would be heard again
+            frames = self(question[going] + dither, lengths[going])[0].float()
+            frames = frames * (s.sounds(frames) > 0)  # what is left of a tone that went, however faint, would be heard again
             wave = s.wave(s.exp(frames), self.config.griffin_lim)[:, :S] * inside[going]
-            question = question.index_copy(0, going, wave)
-            answers.append(question)
+            answers.append(question.index_copy(0, going, wave))
             if think > 1:
                 a, b = (s.magnitude(s.stft(F.pad(w, (0, -S % self.config.token)))).unflatten(1, (-1, self.config.patch)).mean(2)
-                        for w in (heard, wave))
+                        for w in (question[going], wave))
                 going = going[(a - b).abs().amax((1, 2)) >= 0.2]  # a tone, of amplitude 0.5-0.8, has come or gone
                 passes[going] += 1
                 if not len(going):
                     break
+            question = answers[-1]
         return (answers, passes) if conversation else answers[-1]
 
 
