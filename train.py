@@ -45,7 +45,7 @@ mix_floor = 0.1          # error that a task counts as having at least, so that 
 curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
-foreign = 0.0            # mirror: share of the symbols in a training question that are another task's
+foreign = 0.0            # mirror: share of the symbols of a training question that are drawn from those of all tasks, not from the letters
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
 blind = 0.0              # mod aloud: share of the examples in which the decoder sees another number with the same divisors, by the clock from
                          # somewhere behind the last change on, by content as a whole; behind the change it can only point. What it plays there
@@ -290,11 +290,11 @@ mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 
 def examples(task):
     """The examples of an update -> for each forward and backward its batch, and up to where the decoder sees it, or None: all of it"""
-    hiding = blind > 0 and task == 'mod' and task in aloud_list
+    spoken = task in aloud_list
+    hiding = blind > 0 and task == 'mod' and spoken
+    own = {'mirror': {'foreign': foreign}, 'bracket': {'aloud': spoken}, 'mod': {'aloud': spoken, 'pairs': hiding}}[task]
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task],
-                           **({'aloud': True} if task in aloud_list else {}), **({'pairs': True} if hiding else {}),
-                           **({'foreign': foreign} if task == 'mirror' else {}))
+        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
         seen = None
         if hiding:
             hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
