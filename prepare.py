@@ -132,7 +132,7 @@ def randint(low, high, generator):
 
 
 def mirror(n, generator, device, low=3, high=10, unseen=False, foreign=0.0, level=1.0):
-    """Letters, with this share of symbols of the other tasks among them: to play a tone back it must not matter which it is."""
+    """Letters; `foreign` is the share that is drawn from the symbols of all tasks: to play a tone back it must not matter which it is."""
     shortest = torch.full((n,), low, device=device)
     length = randint(shortest, shortest + level * (high - low), generator)
     at = torch.arange(high, device=device)

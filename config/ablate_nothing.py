@@ -1,4 +1,4 @@
-# What the ablations are compared with: the multitask model, on an eighth of its examples.
+# What the ablations are compared with: the multitask model, on a nineteenth of its examples.
 exec(open('config/multitask.py').read())
 max_iters = 3000
 lr_decay_iters = 3000
