@@ -59,9 +59,9 @@ def skip(what, why):
     print(f"{what:58} skipped: {why}", flush=True)
 
 
-def measure(f):
+def measure(f, graph=on_gpu):
     """Median seconds of f(); on a GPU as one CUDA graph, so that Python's speed does not count"""
-    if on_gpu:
+    if graph:
         f = capture(f, generator)[0].replay
     f()
     times = []
@@ -225,28 +225,35 @@ def recurrence(x, dt, A, B, C):
 
 
 if 'scan' in parts:
-    chunked = lambda *inputs: ssd(*inputs, 64)
     H, P, N, together = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128; tokens in a batch
-    no_skip = torch.zeros(H, device=device)
-    short = lambda x, dt, A, B, C: ShortScan.apply(torch.cat([x.flatten(2), B, C], -1), dt, A, no_skip, P).unflatten(-1, (H, P))
-    kind = torch.bfloat16 if on_gpu else torch.float32
-    for T in [T for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
-        r = lambda *shape: torch.randn(max(1, together // T), T, *shape, generator=generator, device=device, dtype=kind)
-        leaves = [r(H, P), torch.rand(max(1, together // T), T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device), r(N), r(N)]
+    no_skip, kind = torch.zeros(H, device=device), torch.bfloat16 if on_gpu else torch.float32
+
+    def of_one(scan):
+        """scan, with x, B and C in one tensor, as a Mamba-2 layer has them"""
+        def scan_one(xBC, dt, A):
+            x, B, C = xBC.split([H * P, N, N], -1)
+            return scan(x.unflatten(-1, (H, P)), dt, A, B, C)
+        return scan_one
+    chunked = of_one(lambda *inputs: ssd(*inputs, 64))
+    short = lambda xBC, dt, A: ShortScan.apply(xBC, dt, A, no_skip, P).unflatten(-1, (H, P))
+    trained = [(256, 48), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
+    for n, T in trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
+        r = lambda *shape: torch.randn(n, T, *shape, generator=generator, device=device, dtype=kind)
+        leaves = [r(H * P + 2 * N), torch.rand(n, T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device)]
         for t in leaves:
             t.requires_grad_()
         weight, slowest, results = r(H, P), None, {}  # a dense gradient, as in training
-        for what, scan in {'recurrence': recurrence, 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'one kernel': short,
-                           'mamba_ssm kernel': ssd_kernel}.items():
-            label = f"scan, {len(leaves[0])} x {T} tokens: {what}"
-            why = (kernel_missing() if scan is ssd_kernel else "too slow to wait for" if scan is recurrence and T > 1024 else
+        for what, scan in {'recurrence': of_one(recurrence), 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'one kernel': short,
+                           'mamba_ssm kernel': of_one(ssd_kernel)}.items():
+            label = f"scan, {n} x {T} tokens: {what}"
+            why = (kernel_missing() if 'mamba' in what else "too slow to wait for" if what == 'recurrence' and T > 1024 else
                    f"it is for up to {SHORT} tokens, in Triton on a GPU" if scan is short and not (T <= SHORT and on_gpu and triton) else
                    "there is no C++ compiler" if 'compiled' in what and not on_gpu and not shutil.which('g++') else '')
             if why:
                 skip(label, why)
                 continue
             both = lambda: torch.autograd.grad(scan(*leaves), leaves, weight)
-            seconds = measure(both)
+            seconds = measure(both, on_gpu and (what != 'recurrence' or T < 256))  # a graph of so many steps takes minutes to make
             results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
             slowest = slowest or (what, seconds)
