@@ -60,7 +60,7 @@ def skip(what, why):
 
 
 def measure(f, graph=on_gpu):
-    """Median seconds of f(); on a GPU as one CUDA graph, so that Python's speed does not count"""
+    """Median seconds of f(); on a GPU as one CUDA graph, unless told otherwise, so that Python's speed does not count"""
     if graph:
         f = capture(f, generator)[0].replay
     f()
@@ -237,7 +237,8 @@ if 'scan' in parts:
     chunked = of_one(lambda *inputs: ssd(*inputs, 64))
     short = lambda xBC, dt, A: ShortScan.apply(xBC, dt, A, no_skip, P).unflatten(-1, (H, P))
     trained = [(256, 48), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
-    for n, T in trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384) if T <= tokens]:
+    sizes = trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384)]
+    for n, T in [(n, T) for n, T in sizes if T <= tokens]:
         r = lambda *shape: torch.randn(n, T, *shape, generator=generator, device=device, dtype=kind)
         leaves = [r(H * P + 2 * N), torch.rand(n, T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device)]
         for t in leaves:
