@@ -148,6 +148,10 @@ class Spectrum(nn.Module):
         """Log magnitudes (B, T, patch * F) -> 1 where a token has a tone, 0 in silence, (B, T, 1): from -35 to -24 dB of full scale"""
         return (frames.float().amax(-1, keepdim=True) - 1).clamp(0, 1)
 
+    def squelch(self, frames):
+        """Log magnitudes (..., F) without what is no tone: frames below -35 dB of full scale, and in all others what is below -42 dB"""
+        return frames * ((self.sounds(frames) > 0) & (frames > 0.6))
+
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
         return spectrum * (magnitude / self.magnitude(spectrum)).unsqueeze(-2)
@@ -166,9 +170,13 @@ class Spectrum(nn.Module):
         c, s = bins.cos(), bins.sin()
         return torch.stack([magnitude * (cos * c + sin * s), magnitude * (sin * c - cos * s)], -2)
 
-    def wave(self, magnitude, iterations):
-        """Magnitudes (B, frames, F) -> waveforms (B, frames * hop), by `iterations` of Griffin-Lim from guess_phase"""
-        spectrum = self.guess_phase(magnitude)
+    def wave(self, magnitude, iterations, heard):
+        """Magnitudes (B, frames, F) -> waveforms (B, frames * hop), by `iterations` of Griffin-Lim from the phase that the same frame of the
+        spectrum heard (B, frames, 2, F) has, if that sounds alike, or else from guess_phase. Tones that are played again and again would
+        blur at a guess: after 12 times they are 10 ms longer."""
+        was = self.magnitude(heard)
+        alike = (magnitude - was).abs().amax(-1) < 0.5 * magnitude.amax(-1)
+        spectrum = torch.where(alike[..., None, None], self.with_phase(magnitude, heard), self.guess_phase(magnitude))
         for _ in range(iterations):
             spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
         return self.istft(spectrum)
@@ -188,7 +196,10 @@ class Samples(Spectrum):
     def sounds(self, samples):
         return (20 * samples.float().abs().amax(-1, keepdim=True) - 1).clamp(0, 1)
 
-    def wave(self, blocks, iterations):
+    def squelch(self, samples):
+        return samples * (self.sounds(samples) > 0)
+
+    def wave(self, blocks, iterations, heard):
         return blocks.flatten(1)
 
 
@@ -475,13 +486,14 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """From the answer to the question. Question and answer share a clock, and the answer's tokens start out alike, so one
-    query an example is enough; the clock heads rotate it to each token's time and look around that time; the content
-    heads see the whole question. One more clock head, the pointer, fetches frames as they are.
+    """From the answer to the question. Question and answer share a clock, and the answer's tokens all start out alike, so one
+    query is enough; the clock heads rotate it to each token's time and look around that time; the content
+    heads see the whole question. One more clock head, the pointer, fetches frames as they are; it goes by the time alone, as what
+    sounds then may be like nothing that it knows.
 
-    query (B, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), and perhaps whose (B,) and seen (B, T): the content heads find
-    the question of the example whose[i] in the place of the i-th one, the clock heads where that is not seen, the pointer never
-    -> (B, T, D), pointed-at (B, T, patch * F)"""
+    query (1, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), and perhaps whose (B,), seen (B, T) and noise (B, T, D): the
+    content heads find the question of the example whose[i] in the place of the i-th one; the clock heads find it, under the noise, where
+    theirs is not seen; the pointer always has its own -> (B, T, D), pointed-at (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -490,16 +502,17 @@ class CrossAttention(nn.Module):
         self.norm = nn.RMSNorm(c.d_model)
         self.memory_norm = nn.RMSNorm(c.d_model)
         self.q = nn.Linear(c.d_model, c.d_model + d, bias=False)
-        self.k = nn.Linear(c.d_model, c.d_model + d, bias=False)
+        self.k = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.here = nn.Parameter(torch.empty(d))  # the pointer's key of every token
         self.v = nn.Linear(c.d_model, c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
-    def forward(self, query, memory, frames, valid, whose=None, seen=None):
+    def forward(self, query, memory, frames, valid, whose=None, seen=None, noise=None):
         c, half, T = self.c, self.c.n_head // 2, memory.shape[1]
         heads = lambda y, n: y.unflatten(-1, (n, -1)).transpose(1, 2)  # (B, h, T, d)
         memory = self.memory_norm(memory)
-        q, k = heads(self.q(self.norm(query)), c.n_head + 1), heads(self.k(memory), c.n_head + 1)
-        v = heads(self.v(memory), c.n_head)
+        q = heads(self.q(self.norm(query)), c.n_head + 1)
+        k, v = (heads(of(memory), c.n_head) for of in (self.k, self.v))
         # content: the first half of the heads
         found = lambda t: t if whose is None else t[whose]
         score = (q[:, :half] @ found(k[:, :half]).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])  # (B, h, 1, T)
@@ -507,7 +520,9 @@ class CrossAttention(nn.Module):
         # clock: the second half, and the pointer, which reaches less far
         k, v = k[:, half:], v[:, half:]
         if seen is not None:
-            k, v = (torch.cat([torch.where(seen[:, None, :, None], t[:, :half], found(t[:, :half])), t[:, half:]], 1) for t in (k, v))
+            other = memory[whose] + noise
+            k, v = (torch.where(seen[:, None, :, None], t, heads(of(other), c.n_head)[:, half:]) for t, of in ((k, self.k), (v, self.v)))
+        k = torch.cat([k, self.here.to(k.dtype).expand(len(k), 1, T, -1)], 1)
         reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
         reach[-1] = min(c.pointer_window, c.window)
         weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], c.window, reach)
@@ -527,7 +542,6 @@ class MiniJMamba(nn.Module):
         self.embed = nn.Linear(c.patch * c.n_bins, c.d_model)
         self.encoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))
-        self.last = nn.Linear(c.d_model, c.d_model, bias=False)
         self.cross = CrossAttention(c)
         self.decoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_decoder))
         self.self_attention = SelfAttention(c)
@@ -550,6 +564,7 @@ class MiniJMamba(nn.Module):
                 fan_in = c.d_conv if 'conv' in name else p.shape[1]
                 nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
         nn.init.normal_(self.start)
+        nn.init.normal_(self.cross.here)
         for layer in [*self.encoder, *self.decoder] if c.mamba else ():
             dt = torch.exp(torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)))
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
@@ -589,28 +604,28 @@ class MiniJMamba(nn.Module):
             after.append(layer_state)
         return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
 
-    def forward(self, question, lengths, seen=None):
-        """Waveforms (B, S) at 16 kHz, how many samples of each count, (B,), and how many of them the decoder sees in place, (B,), all of
-        them if not given: if not all, what it knows by content and of the question's end is its neighbour's in the batch; beyond, it sees the neighbour,
-        and can only point at its own -> answer frames (B, T * patch, F), log magnitudes;
-        symbol logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3)"""
+    def forward(self, question, lengths, new=None, seen=None, noise=None):
+        """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes; symbol
+        logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3). In training perhaps also new (B, T * patch),
+        which frames may be generated, the others can only be pointed at; and how many samples the decoder sees in place, (B,): if not
+        all, what it knows by content is its neighbour's in the batch, and beyond it sees the neighbour under noise (B, T, D)"""
         heard = self.hear(question)
-        return self.answer(self.encode(heard), heard, lengths, seen)
+        return self.answer(self.encode(heard), heard, lengths, new, seen, noise)
 
-    def answer(self, memory, heard, lengths, seen=None):
+    def answer(self, memory, heard, lengths, new=None, seen=None, noise=None):
         """forward, once the question has been encoded to memory (B, T, D) from its frames heard (B, T, patch * F)"""
         c = self.config
         n = ((lengths + c.token - 1) // c.token).clamp(1, heard.shape[1])  # (B,) tokens
         at = torch.arange(heard.shape[1], device=heard.device)
         valid = at < n[:, None]
-        last = memory.gather(1, (n - 1)[:, None, None].expand(-1, 1, c.d_model))
         whose = None
         if seen is not None:
             seen, example = at < seen[:, None] // c.token, torch.arange(len(seen), device=at.device)
             whose = torch.where(seen.all(1), example, (example ^ 1).clamp(max=len(seen) - 1))  # in pairs: an even share of a batch has all it needs
-            last = last[whose]
-        query = self.start + self.last(last)  # (B, 1, D)
-        x, pointed = self.cross(query, memory, heard, valid, whose, seen) if c.attention else (memory, heard)
+        query = self.start[None, None]  # it knows nothing of the question: what the encoder ends with after three divisors was never trained
+        # without its noise what is pointed at is as good as what is generated, and the gate need not know where a tone is, or which
+        tones = self.spectrum.squelch(heard.unflatten(2, (c.patch, -1))).flatten(2)
+        x, pointed = self.cross(query, memory, tones, valid, whose, seen, noise) if c.attention else (memory, tones)
         x = query + x
         half = len(self.decoder) // 2
         turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
@@ -622,15 +637,16 @@ class MiniJMamba(nn.Module):
         x = self.self_attention(x) if c.attention else x
         for layer in self.decoder[half:]:
             x = layer(x, pace)
-        return *self.heads(x, pointed, seen), self.depth(memory)
+        return *self.heads(x, pointed, new), self.depth(memory)
 
-    def heads(self, x, pointed, seen):
-        """The decoder's tokens (B, T, D), the frames pointed at (B, T, patch * F) and where the question is seen (B, T), or None -> answer frames
-        (B, T * patch, F), symbol logits (B, T, n_symbols + 1)"""
+    def heads(self, x, pointed, new):
+        """The decoder's tokens (B, T, D), the frames pointed at (B, T, patch * F) and which may be generated (B, T * patch), or None -> answer
+        frames (B, T * patch, F), symbol logits (B, T, n_symbols + 1)"""
         c, x = self.config, self.norm(x)
         gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
-        made = self.frames(x) if seen is None else self.frames(x) * seen[..., None]  # silence, or it would learn to make what usually follows
-        made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (made, pointed))
+        made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (self.frames(x), pointed))
+        if new is not None:
+            made = made * new.unflatten(1, (-1, c.patch))[..., None]
         return (gate * pointed + (1 - gate) * made).flatten(1, 2), self.logits(x)
 
     @torch.no_grad()
@@ -647,9 +663,10 @@ class MiniJMamba(nn.Module):
         dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
         going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            frames = self(question[going] + dither, lengths[going])[0].float()
-            frames = frames * (s.sounds(frames) > 0)  # what is left of a tone that went, however faint, would be heard again
-            wave = s.wave(s.exp(frames), self.config.griffin_lim)[:, :S] * inside[going]
+            asked = question[going]
+            frames = self.answer(self.encode(self.hear(asked + dither)), self.hear(asked), lengths[going])[0].float()
+            frames = s.squelch(frames)  # what is left of a tone that went, however faint, would be heard again
+            wave = s.wave(s.exp(frames), self.config.griffin_lim, s.stft(F.pad(asked, (0, -S % self.config.token))))[:, :S] * inside[going]
             answers.append(question.index_copy(0, going, wave))
             if think > 1:
                 a, b = (s.magnitude(s.stft(F.pad(w, (0, -S % self.config.token)))).unflatten(1, (-1, self.config.patch)).mean(2)
@@ -671,8 +688,8 @@ def compile_parts(model, *more):
     for part in model.modules():
         if isinstance(part, (Mamba2, SelfAttention, CrossAttention, *more)):
             part.compile(dynamic=False)
-    for name in ('hear', 'pace', 'heads'):
-        setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
+    for part, name in ((model, 'hear'), (model, 'pace'), (model, 'heads'), (model.spectrum, 'squelch')):
+        setattr(part, name, torch.compile(getattr(part, name), dynamic=False))
 
 
 def capture(f, generator):

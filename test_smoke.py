@@ -375,7 +375,7 @@ def test_spectrum_there_and_back():
     magnitude = s.magnitude(spectrum)
     assert magnitude.max() == pytest.approx(float(wave.abs().max()), abs=0.02)
     assert (s.exp(s.log(magnitude)) - magnitude).abs().max() < 1e-5
-    played = s.wave(magnitude, 1)
+    played = s.wave(magnitude, 1, torch.zeros_like(spectrum))  # nothing like it was heard: the phase is guessed
     assert (s.magnitude(s.stft(played)) - magnitude).norm() < 0.1 * magnitude.norm()
     assert transcribe(played) == transcribe(wave)
 
@@ -401,32 +401,54 @@ def test_a_faint_remainder_is_played_as_silence():
 
 
 def test_digital_silence_is_never_heard():
-    model, heard = MiniJMamba(JMambaConfig(**TINY)).eval(), []
-    model.register_forward_pre_hook(lambda model, inputs: heard.append(inputs[0]))
+    model, encoded, answered = MiniJMamba(JMambaConfig(**TINY)).eval(), [], []
+    encode, answer = model.encode, model.answer
+    model.encode = lambda frames: encoded.append(frames) or encode(frames)
+    model.answer = lambda memory, heard, lengths: answered.append(heard) or answer(memory, heard, lengths)
     question = torch.zeros(2, 16000)
     model.generate(question)
     model.generate(question)
-    assert torch.equal(*heard) and abs(heard[0].std() - 0.01) < 1e-3 and not question.any()
+    noise = model.hear(0.01 * torch.randn(2, 16000, generator=gen()))
+    assert torch.equal(*encoded) and encoded[0].mean() == pytest.approx(float(noise.mean()), rel=0.05) and not question.any()
+    assert answered[0].max() < 1e-3  # which is what is pointed at: the noise is not played again and again
 
 
-def test_what_is_out_of_sight_can_only_be_pointed_at():
+def test_what_is_out_of_sight_and_what_is_repeated_can_only_be_pointed_at():
     torch.manual_seed(0)
     model = MiniJMamba(JMambaConfig(**TINY)).eval()
-    memory, heard, lengths = torch.randn(2, 40, 32), torch.rand(2, 40, 640), torch.tensor([40 * 800] * 2)
+    memory, heard, lengths, quiet = torch.randn(2, 40, 32), torch.rand(2, 40, 640), torch.tensor([40 * 800] * 2), torch.zeros(2, 40, 32)
     behind, before = (torch.cat([memory[:, :20], torch.randn(2, 20, 32)], 1)), torch.cat([torch.randn(2, 20, 32), memory[:, 20:]], 1)
     first, second = (lambda x: torch.stack([x[0], memory[1]])), (lambda x: torch.stack([memory[0], x[1]]))
-    at = lambda x, seen: model.answer(x, heard, lengths, torch.tensor([seen * 800, 40 * 800]))[1][0]
+    at = lambda x, seen, noise=quiet: model.answer(x, heard, lengths, None, torch.tensor([seen * 800, 40 * 800]), noise)[1][0]
     off = lambda x, seen: (at(memory, seen) - at(x, seen)).abs().max()
     moves, stays = (lambda *a: off(*a) > 1e-3), (lambda *a: off(*a) < 1e-4)
     assert moves(first(behind), 40) and moves(first(before), 40)  # all is in sight
     assert moves(first(before), 20) and stays(first(behind), 20)
     assert moves(second(behind), 20) and moves(second(before), 20)  # the neighbour is, in its place, and as a whole by content
     assert stays(second(behind), 40) and stays(second(before), 40)
-    plays = lambda: model.answer(memory, heard, lengths, torch.tensor([20 * 800, 40 * 800]))[0][0]
-    before = plays()
+    loud = torch.randn(2, 40, 32)
+    assert (at(memory, 20) - at(memory, 20, loud)).abs().max() > 1e-3 and torch.equal(at(memory, 40), at(memory, 40, loud))
+    plays = lambda new: model.answer(memory, heard, lengths, new)[0][0]
+    new = (torch.arange(200) < 100).expand(2, -1)
+    before = plays(new)
     torch.nn.init.ones_(model.frames.bias)
-    moved = (plays() - before).abs().amax(1)
-    assert (moved[:100] > 1e-3).all() and (moved[100:] < 1e-5).all()  # nothing is generated there
+    moved = (plays(new) - before).abs().amax(1)
+    assert (moved[:100] > 1e-3).all() and (moved[100:] == 0).all() and (plays(None)[100:] != plays(new)[100:]).any(1).all()
+
+
+def test_what_is_played_again_does_not_wear_out():
+    model = MiniJMamba(JMambaConfig(**TINY)).eval()
+    s, b = model.spectrum, make_batch('mirror', 'val', 16, gen())
+    wave, clean, texts = b.question, b.answer, [decode(q) for q in b.asked]
+    noisy = s.log(s.magnitude(s.stft(wave)))
+    kept, tone = s.squelch(noisy), noisy.amax(2) > 1
+    assert (noisy > 0.01).float().mean() > 0.5 and (kept > 0).float().mean() < 0.15 and torch.equal(kept.amax(2), noisy.amax(2) * tone)
+    for i in range(20):  # as if all of it were pointed at
+        heard = s.stft(wave)
+        wave = s.wave(s.exp(s.squelch(s.log(s.magnitude(heard)))), 1, heard)
+        off = ((wave - clean).square().mean() / clean.square().mean()).sqrt()
+        assert off < 0.08, (i, off)
+    assert transcribe(wave) == texts
 
 
 @pytest.mark.parametrize('bad', [dict(head_dim=48), dict(n_head=3), dict(patch=0), dict(n_bins=400), dict(win_length=481), dict(counting=2)])
@@ -461,12 +483,12 @@ def test_thinking_stops_when_what_is_played_is_what_was_heard():
     model = MiniJMamba(JMambaConfig(**TINY)).eval()
     lines = torch.tensor([[*encode('98%7'), -1], [*encode('12%'), -1, -1]]), torch.tensor([[-1, *encode('28%7')], [*encode('12%'), -1, -1]])
     waves = [play(x, make_rhythm(2, 5, gen()), 12800) for x in lines]
-    heard = []
+    hear, asked, heard = model.hear, [], []
 
-    def answer(question, lengths):  # the first line leads to the second, which leads to itself
-        heard.append(transcribe(question))
-        return model.hear(waves[1][:len(question)]).unflatten(2, (5, -1)).flatten(1, 2), None, None
-    model.forward = answer
+    def answer(memory, frames, lengths):  # the first line leads to the second, which leads to itself
+        heard.append(transcribe(asked[-1]))
+        return hear(waves[1][:len(memory)]).unflatten(2, (5, -1)).flatten(1, 2), None, None
+    model.hear, model.answer = lambda question: asked.append(question) or hear(question), answer
     answers, passes = model.generate(waves[0], torch.tensor([12800, 12800]), think=16, conversation=True)
     assert passes.tolist() == [1, 0] and len(answers) == 2
     assert heard == [['98%7', '12%'], ['28%7']] and transcribe(answers[-1]) == ['28%7', '12%']
@@ -658,9 +680,9 @@ def test_the_examples_of_a_graph_live_as_long_as_it(tmp_path, monkeypatch):
     examples = scope['examples']
 
     def watched(task):
-        for batch, seen in examples(task):
+        for batch, *told in examples(task):
             kept.append(weakref.ref(batch.question))
-            yield batch, seen
+            yield batch, *told
     monkeypatch.setitem(scope, 'examples', watched)
     graph = capture_step('mirror')
     assert len(kept) == 1 and kept[0]() is not None

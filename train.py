@@ -47,9 +47,10 @@ promote = 0.9            # exact match, of validation questions of the difficult
 rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
 foreign = 0.0            # mirror: share of the symbols of a training question that are drawn from those of all tasks, not from the letters
 aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # mod aloud: share of the examples in which the decoder sees another number with the same divisors, by the clock from
-                         # somewhere behind the last change on, by content as a whole; behind the change it can only point. What it plays there
-                         # must not depend on what usually follows, nor come from where all of the number is known
+blind = 0.0              # mirror, and mod aloud: share of the examples in which the decoder finds another question (in mod one with the same divisors)
+                         # in the place of its own, by the clock from somewhere behind the last change on and under noise, by content as a whole;
+                         # it can only point at its own. What is repeated must not depend on what it is, nor on what usually follows, and what is
+                         # worked out must not come from where all of the number is known
 think = 16               # aloud: passes at most when it is asked
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -140,7 +141,7 @@ if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
     fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
-if blind and 'mod' in aloud_list and batch_size // world % 2:
+if blind and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
 if blind and not (pointer and attention):
     fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
@@ -289,25 +290,33 @@ mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 
 
 def examples(task):
-    """The examples of an update -> for each forward and backward its batch, and up to where the decoder sees it, or None: all of it"""
+    """The examples of an update -> for each forward and backward its batch and what else the model is told of it: see MiniJMamba.forward"""
     spoken = task in aloud_list
-    hiding = blind > 0 and task == 'mod' and spoken
+    hiding = blind > 0 and (task == 'mirror' or task == 'mod' and spoken)
     own = {'mirror': {'foreign': foreign}, 'bracket': {'aloud': spoken}, 'mod': {'aloud': spoken, 'pairs': hiding}}[task]
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
-        seen = None
+        new = seen = noise = None
+        if pointer and attention:  # what is repeated is not to be learned by heart: a frame belongs to the last slot that has begun by its end
+            hop = model.config.hop / SAMPLE_RATE
+            slot = slot_at(batch.rhythm.start, batch.question.shape[1] // model.config.hop, hop, hop).clamp(min=0)
+            new = (batch.asked != batch.wanted).gather(1, slot)
         if hiding:
-            hidden, spared = torch.rand(2, batch_size, generator=generator, device=device)[:, mine]
+            hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)
+            tokens = batch.question.shape[1] // model.config.token
+            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)  # each for two tokens: a tone's length
+            noise = (2 * strength[:, None, None] * noise)[mine].repeat_interleave(2, 1)[:, :tokens]
+            hidden, spared = hidden[mine], spared[mine]
             seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
-            seen = torch.where((hidden < blind) & (batch.changed > 0), seen, batch.question.shape[1])
-        yield batch, seen
+            seen = torch.where(hidden < blind, seen, batch.question.shape[1])
+        yield batch, new, seen, noise
 
 
 def step(task, made):
     """One update from examples(task): forward, backward, optimizer -> the losses and the norm of the gradient"""
-    for batch, seen in made:
+    for batch, *told in made:
         with amp:
-            parts = losses(*model(batch.question, batch.lengths, seen), batch, seen, task)
+            parts = losses(*model(batch.question, batch.lengths, *told), batch, told[1], task)
             loss = sum(weights[k] * v for k, v in parts.items())
         scaler.scale(loss / gradient_accumulation_steps).backward()
     if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it

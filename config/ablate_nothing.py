@@ -1,6 +1,6 @@
-# What the ablations are compared with: the multitask model, on a nineteenth of its examples.
+# What the ablations are compared with: the multitask model, on a seventh of its examples.
 exec(open('config/multitask.py').read())
-max_iters = 3000
-lr_decay_iters = 3000
-eval_interval = 1500
+max_iters = 6000
+lr_decay_iters = 6000
+eval_interval = 3000
 test_samples = 200

@@ -1,13 +1,13 @@
 # Remainders, worked out aloud: one line of working a pass. Minutes on an H100-class GPU.
 tasks = 'mod'
 aloud = 'mod'
-rests = '4'
+rests = '8'
 blind = 0.75
 batch_size = 256
-learning_rate = 1.5e-3
+learning_rate = 3e-3
 min_lr = 1e-5
-max_iters = 35000
-lr_decay_iters = 35000
+max_iters = 28000
+lr_decay_iters = 28000
 warmup_iters = 200
 eval_interval = 10000
 eval_samples = 200

@@ -4,5 +4,5 @@ aloud = ''
 rests = '0'
 blind = 0.0
 batch_size = 512
-max_iters = 17500
-lr_decay_iters = 17500
+max_iters = 14000
+lr_decay_iters = 14000

@@ -1,17 +1,17 @@
 # One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
-rests = '0,24,4'
+rests = '0,24,8'
 blind = 0.75
 foreign = 0.4
 mix_floor = 0.03
 batch_size = 256
 learning_rate = 1.5e-3
 min_lr = 1e-5
-max_iters = 56000
-lr_decay_iters = 56000
+max_iters = 42000
+lr_decay_iters = 42000
 warmup_iters = 200
-eval_interval = 4000
-eval_samples = 100
+eval_interval = 6000
+eval_samples = 200
 log_interval = 100
 compile = True
