@@ -62,9 +62,10 @@ class JMambaConfig:
     n_bins: int = 128         # spectral bins kept, 0-4 kHz: no tone is higher than 3.1 kHz
     compress: float = 100.0   # c in log(1 + c |S|)
     patch: int = 5            # frames in a token: 50 ms, three tokens a symbol
-    n_symbols: int = 27       # for the auxiliary loss only; answers are never read from the logits
+    n_symbols: int = 27       # for an auxiliary loss only; answers are never read from the logits
+    n_so_far: int = 102       # for another one: remainders 0 to 98, and what brackets can be so far
     griffin_lim: int = 1      # iterations after the first guess at the phase
-    dither: float = 0.01      # standard deviation of the white noise behind what is asked: digital silence is nothing that it was trained on
+    dither: float = 0.01      # standard deviation of the white noise behind what the encoder hears: it was not trained on digital silence
 
     def __post_init__(self):
         if not self.spectrum:
@@ -549,7 +550,7 @@ class MiniJMamba(nn.Module):
         self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
         self.gate = nn.Linear(c.d_model, c.patch)
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
-        self.depth = nn.Linear(c.d_model, 3)                 # of brackets so far: broken, closed, open
+        self.so_far = nn.Linear(c.d_model, c.n_so_far)       # what the question comes to, from the encoder
         self.init_weights()
 
     @torch.no_grad()
@@ -606,7 +607,7 @@ class MiniJMamba(nn.Module):
 
     def forward(self, question, lengths, new=None, seen=None, noise=None):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes; symbol
-        logits (B, T, n_symbols + 1); and the encoder's logits on the depth of brackets (B, T, 3). In training perhaps also new (B, T * patch),
+        logits (B, T, n_symbols + 1); and the encoder's logits on what the question comes to so far (B, T, n_so_far). In training perhaps also new (B, T * patch),
         which frames may be generated, the others can only be pointed at; and how many samples the decoder sees in place, (B,): if not
         all, what it knows by content is its neighbour's in the batch, and beyond it sees the neighbour under noise (B, T, D)"""
         heard = self.hear(question)
@@ -621,7 +622,7 @@ class MiniJMamba(nn.Module):
         whose = None
         if seen is not None:
             seen, example = at < seen[:, None] // c.token, torch.arange(len(seen), device=at.device)
-            whose = torch.where(seen.all(1), example, (example ^ 1).clamp(max=len(seen) - 1))  # in pairs: an even share of a batch has all it needs
+            whose = torch.where(seen.all(1), example, example ^ 1)  # in pairs: an even share of a batch has all it needs
         query = self.start[None, None]  # it knows nothing of the question: what the encoder ends with after three divisors was never trained
         # without its noise what is pointed at is as good as what is generated, and the gate need not know where a tone is, or which
         tones = self.spectrum.squelch(heard.unflatten(2, (c.patch, -1))).flatten(2)
@@ -637,7 +638,7 @@ class MiniJMamba(nn.Module):
         x = self.self_attention(x) if c.attention else x
         for layer in self.decoder[half:]:
             x = layer(x, pace)
-        return *self.heads(x, pointed, new), self.depth(memory)
+        return *self.heads(x, pointed, new), self.so_far(memory)
 
     def heads(self, x, pointed, new):
         """The decoder's tokens (B, T, D), the frames pointed at (B, T, patch * F) and which may be generated (B, T * patch), or None -> answer
@@ -656,21 +657,22 @@ class MiniJMamba(nn.Module):
         With think > 1 the model hears its own answer as the next question, up to so many passes in all; an example is
         done when the sound that it plays is the sound that it heard. Nothing but sound is handed on.
         conversation=True returns the answers of every pass, a list, and how many passes changed each example (B,)."""
-        S, s = question.shape[1], self.spectrum
+        S, s, patch = question.shape[1], self.spectrum, self.config.patch
+        stft = lambda wave: s.stft(F.pad(wave, (0, -S % self.config.token)))
         if lengths is None:
             lengths = torch.full((len(question),), S, device=question.device)
         inside = torch.arange(S, device=question.device) < lengths[:, None]
         dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
         going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            asked = question[going]
-            frames = self.answer(self.encode(self.hear(asked + dither)), self.hear(asked), lengths[going])[0].float()
-            frames = s.squelch(frames)  # what is left of a tone that went, however faint, would be heard again
-            wave = s.wave(s.exp(frames), self.config.griffin_lim, s.stft(F.pad(asked, (0, -S % self.config.token))))[:, :S] * inside[going]
+            heard = stft(question[going])
+            frames = s.log(s.magnitude(heard)).unflatten(1, (-1, patch)).flatten(2)
+            frames = self.answer(self.encode(self.hear(question[going] + dither)), frames, lengths[going])[0].float()
+            frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
+            wave = s.wave(s.exp(frames), self.config.griffin_lim, heard)[:, :S] * inside[going]
             answers.append(question.index_copy(0, going, wave))
             if think > 1:
-                a, b = (s.magnitude(s.stft(F.pad(w, (0, -S % self.config.token)))).unflatten(1, (-1, self.config.patch)).mean(2)
-                        for w in (question[going], wave))
+                a, b = (s.magnitude(x).unflatten(1, (-1, patch)).mean(2) for x in (heard, stft(wave)))
                 going = going[(a - b).abs().amax((1, 2)) >= 0.2]  # a tone, of amplitude 0.5-0.8, has come or gone
                 passes[going] += 1
                 if not len(going):

@@ -296,6 +296,22 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
 TASKS = {'mirror': mirror, 'bracket': bracket, 'mod': mod}
 
 
+def so_far(task, q):
+    """Symbols of bracket or mod (B, N) -> what it would come to if it ended with this symbol, (B, N): the remainder, -1 before
+    the first divisor; of brackets 99 if one has closed that was not open, 100 if all are closed, 101 if some are open"""
+    if task == 'bracket':
+        depth, below = depths(q)
+        return torch.where(below, 99, torch.where(depth == 0, 100, 101))
+    number = remainder = torch.zeros_like(q[:, 0])
+    left, found = number - 1, []
+    for c in q.unbind(1):
+        left = torch.where(c == PERCENT, torch.where(left < 0, number, remainder), left)
+        number = torch.where(c == PERCENT, 0, torch.where(c < 0, number, 10 * number + c - ZERO))
+        remainder = left % number.clamp(min=1)
+        found.append(torch.where((left < 0) | (number == 0), -1, remainder))
+    return torch.stack(found, 1)
+
+
 def strew(rows, rests, generator):
     """Up to `rests` silent slots strewn before, between and behind the symbols of each (n, N) in rows, in all of them alike -> (n, N + rests)
     each. Few examples get many, and then most of them in one place: a pause."""

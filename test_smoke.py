@@ -170,6 +170,19 @@ def test_labels_against_an_independent_check():
     assert not set(''.join(decode(r) for r in draw('mirror', 'train', 1000, gen())[0])) & set('KL')
 
 
+def test_what_a_question_comes_to_so_far():
+    for task, rests in (('mod', 0), ('mod', 5), ('bracket', 3)):
+        q = draw(task, 'train', 300, gen(6), rests=rests)[0]
+        for asked, row in zip(q, prepare.so_far(task, q).tolist()):
+            for i, found in enumerate(row):
+                text = decode(asked[:i + 1])
+                if task == 'bracket':
+                    depth = [0, *prepare.depth_of(text)]
+                    assert found == (99 if min(depth) < 0 else 100 if depth[-1] == 0 else 101)
+                else:
+                    assert found == (int(prepare.solve('mod', text)) if re.search(r'%\d+$', text) else -1)
+
+
 @pytest.mark.parametrize('task, answered', [('mod', lambda t: str(functools.reduce(operator.mod, [int(x or 0) for x in t.split('%')]))),
                                             ('bracket', lambda t: t if t in ('V', 'X') else 'V' if balanced(t) else 'X')])
 def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answered):
@@ -375,9 +388,13 @@ def test_spectrum_there_and_back():
     magnitude = s.magnitude(spectrum)
     assert magnitude.max() == pytest.approx(float(wave.abs().max()), abs=0.02)
     assert (s.exp(s.log(magnitude)) - magnitude).abs().max() < 1e-5
-    played = s.wave(magnitude, 1, torch.zeros_like(spectrum))  # nothing like it was heard: the phase is guessed
-    assert (s.magnitude(s.stft(played)) - magnitude).norm() < 0.1 * magnitude.norm()
-    assert transcribe(played) == transcribe(wave)
+    half = spectrum * (torch.arange(magnitude.shape[1]) < magnitude.shape[1] // 2)[:, None, None]
+    for heard, gap in ((torch.zeros_like(spectrum), 0.1), (half, 0.1), (spectrum, 1e-3)):  # where nothing like it was heard the phase is guessed
+        played = s.wave(magnitude, 1, heard)
+        assert (s.magnitude(s.stft(played)) - magnitude).norm() < gap * magnitude.norm()
+        assert transcribe(played) == transcribe(wave)
+    cut = wave.shape[1] // 2 - 1000
+    assert (s.wave(magnitude, 1, half) - wave)[:, :cut].abs().max() < 0.02
 
 
 @pytest.mark.parametrize('causal', [False, True])
@@ -668,6 +685,20 @@ def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(score, 'evaluate', lambda model, task, *_, **__: {'exact_match': {'mirror': 1.0, 'bracket': 0.5, 'mod': 0.0}[task]})
     assert train_in_process(monkeypatch, keep, *three, '--mix_floor=0.2', f'--out_dir={tmp_path / "b"}') == 0
     assert [r['odds'] for r in log_of(tmp_path / 'b') if 'odds' in r] == [dict(mirror=1, bracket=1, mod=1), dict(mirror=0.2, bracket=0.5, mod=1)]
+
+
+def test_what_may_be_generated_is_what_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--tasks=mirror,bracket,mod', '--aloud=mod,bracket', '--rests=6', '--blind=0.75', '--batch_size=64',
+                                      '--test_samples=0', '--max_iters=1', f'--out_dir={tmp_path}'])
+    examples = runpy.run_path(os.path.join(HERE, 'train.py'))['examples']
+    s = MiniJMamba(JMambaConfig()).spectrum
+    for task in ('mirror', 'bracket', 'mod'):
+        (b, new, seen, _), = examples(task)
+        asked, wanted = (s.magnitude(s.stft(play(x, b.rhythm, b.question.shape[1]))) for x in (b.asked, b.wanted))
+        off = (asked - wanted).abs().amax(2)
+        assert off[~new].max() < 0.01 and (off > 0.2)[new].any() == (task != 'mirror') and new.any() == (task != 'mirror')
+        assert (seen is None) == (task == 'bracket') and (task == 'bracket' or 20 < (seen < b.question.shape[1]).sum() < 64)
 
 
 def test_the_examples_of_a_graph_live_as_long_as_it(tmp_path, monkeypatch):

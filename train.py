@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
 from model import KERNEL_FROM, SHORT, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint, triton
-from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, depths, make_batch, slot_at
+from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, make_batch, slot_at, so_far
 from score import evaluate
 
 # --- settings: config files and --key=value override them ---
@@ -75,7 +75,7 @@ w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
 w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
-w_depth = 0.1            # bracket: cross-entropy of the depth so far, from the encoder
+w_so_far = 0.1           # bracket, and mod at once: cross-entropy of what the question comes to so far, from the encoder
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
 max_iters = 300          # updates
@@ -136,12 +136,12 @@ if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
-       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_depth=0, blind=(0, 1), foreign=(0, 1))
+       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_so_far=0, blind=(0, 1), foreign=(0, 1))
 if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
     fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
-if blind and batch_size // world % 2:
+if blind and {'mirror', *aloud_list} & {'mirror', 'mod'} & set(tasks_list) and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
 if blind and not (pointer and attention):
     fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
@@ -251,7 +251,7 @@ def multi_resolution_stft(x, y):
     return total / 3
 
 
-def losses(frames, logits, depth, batch, seen, task):
+def losses(frames, logits, prefix, batch, seen, task):
     """What the model answered to a batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
     s, token = model.spectrum, model.config.token
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
@@ -276,12 +276,10 @@ def losses(frames, logits, depth, batch, seen, task):
             label = torch.where((t >= 0) & (t < batch.rhythm.length.gather(1, slot)) & (label != REST), label, len(SYMBOLS))
             known = valid if seen is None else valid & (torch.arange(valid.shape[1], device=device) < seen[:, None] // token)
             out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'), known)
-        if w_depth and task == 'bracket':  # after the last bracket that has been heard for 50 ms
-            level, below = depths(batch.asked)
+        if w_so_far and (task == 'bracket' or task == 'mod' and task not in aloud_list):  # after the last symbol that has been heard for 50 ms
             slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
-            label = torch.where(below, 0, torch.where(level == 0, 1, 2)).gather(1, slot.clamp(min=0).long())
-            label = torch.where(slot < 0, 1, label)
-            out['w_depth'] = mean(F.cross_entropy(depth.float().transpose(1, 2), label, reduction='none'))
+            label = torch.where(slot < 0, -1, so_far(task, batch.asked).gather(1, slot.clamp(min=0).long()))
+            out['w_so_far'] = mean(F.cross_entropy(prefix.float().transpose(1, 2), label.clamp(min=0), reduction='none'), valid & (label >= 0))
     return out
 
 
@@ -304,7 +302,7 @@ def examples(task):
         if hiding:
             hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)
             tokens = batch.question.shape[1] // model.config.token
-            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)  # each for two tokens: a tone's length
+            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)  # each for two tokens, of 50 ms a tone's length
             noise = (2 * strength[:, None, None] * noise)[mine].repeat_interleave(2, 1)[:, :tokens]
             hidden, spared = hidden[mine], spared[mine]
             seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
@@ -314,9 +312,9 @@ def examples(task):
 
 def step(task, made):
     """One update from examples(task): forward, backward, optimizer -> the losses and the norm of the gradient"""
-    for batch, *told in made:
+    for batch, new, seen, noise in made:
         with amp:
-            parts = losses(*model(batch.question, batch.lengths, *told), batch, told[1], task)
+            parts = losses(*model(batch.question, batch.lengths, new, seen, noise), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())
         scaler.scale(loss / gradient_accumulation_steps).backward()
     if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it
