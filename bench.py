@@ -196,15 +196,15 @@ if 'step' in parts:
     if on_gpu:
         prepare.play = torch.compile(prepare.play, dynamic=False)  # as train.py does
     here = os.path.dirname(os.path.abspath(__file__))
-    for config in ('mirror', 'bracket', 'mod', 'wide'):  # wide: mod's, at the size that was once its
-        scope = runpy.run_path(os.path.join(here, 'config', ('mod' if config == 'wide' else config) + '.py'))
-        d, size = (192, 1024) if config == 'wide' else (scope.get('d_model', 128), scope.get('batch_size', 16))
+    for config in ('mirror', 'bracket', 'mod', 'mod_direct'):  # the last one wider, and more at once, than it is trained
+        scope = runpy.run_path(os.path.join(here, 'config', config + '.py'))
+        d, size = (192, 1024) if config == 'mod_direct' else (128, scope.get('batch_size', 16))
         size = batch_size or (size if on_gpu else 16)
         more = {'rests': int(scope.get('rests', 0)), **({'aloud': True} if scope.get('aloud') else {})}
         batch = lambda: make_batch(scope['tasks'], 'train', size, generator, device, **more)
-        c, label = JMambaConfig(d_model=d), f"{scope['tasks']}, d {d}, batch {size}: "
+        c, label = JMambaConfig(d_model=d), f"{config}, d {d}, batch {size}: "
         ours = time_step(label + 'Mini-JMamba', c, None, batch, None)
-        for other, layer in {'Transformer': Transformer, 'LSTM': LSTM, 'mamba_ssm.Mamba2': official}.items() if config in ('mod', 'wide') else ():
+        for other, layer in {'Transformer': Transformer, 'LSTM': LSTM, 'mamba_ssm.Mamba2': official}.items() if scope['tasks'] == 'mod' else ():
             try:
                 if layer is official and kernel_missing():
                     raise ImportError(kernel_missing())
@@ -254,7 +254,7 @@ if 'scan' in parts:
                 skip(label, why)
                 continue
             both = lambda: torch.autograd.grad(scan(*leaves), leaves, weight)
-            seconds = measure(both, on_gpu and (what != 'recurrence' or T < 256))  # a graph of so many steps takes minutes to make
+            seconds = measure(both, on_gpu and (what != 'recurrence' or T < 64))  # a graph of so many steps takes minutes to make
             results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
             slowest = slowest or (what, seconds)

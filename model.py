@@ -565,7 +565,7 @@ class MiniJMamba(nn.Module):
                 fan_in = c.d_conv if 'conv' in name else p.shape[1]
                 nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
         nn.init.normal_(self.start)
-        nn.init.normal_(self.cross.here)
+        self.cross.here.copy_(self.cross.q(self.cross.norm(self.start))[c.d_model:])  # at first the pointer looks straight across
         for layer in [*self.encoder, *self.decoder] if c.mamba else ():
             dt = torch.exp(torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)))
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
