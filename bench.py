@@ -243,7 +243,9 @@ if 'scan' in parts:
         leaves = [r(H * P + 2 * N), torch.rand(n, T, H, generator=generator, device=device), -torch.rand(H, generator=generator, device=device)]
         for t in leaves:
             t.requires_grad_()
-        weight, slowest, results = r(H, P), None, {}  # a dense gradient, as in training
+        weight, slowest, results, moving = r(H, P), None, {}, {}  # a dense gradient, as in training
+        size = lambda t: t.numel() * t.element_size()
+        least = 3 * sum(map(size, leaves)) + 2 * size(weight)  # bytes: all that goes in twice, all that comes out, and the gradients, once
         for what, scan in {'recurrence': of_one(recurrence), 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'one kernel': short,
                            'mamba_ssm kernel': of_one(ssd_kernel)}.items():
             label = f"scan, {n} x {T} tokens: {what}"
@@ -257,7 +259,10 @@ if 'scan' in parts:
             seconds = measure(both, on_gpu and (what != 'recurrence' or T < 64))  # a graph of so many steps takes minutes to make
             results[what] = [scan(*leaves).detach(), *both()]
             report(label, 1000 * seconds, 'ms', slowest and slowest[1] / seconds, slowest and slowest[0])
+            rows[-1]['bytes_per_second'] = moving[what] = least / seconds
             slowest = slowest or (what, seconds)
+        print(f"    at least {least / 1e6:.3g} MB are moved, in GB/s: " + ', '.join(f"{what} {x / 1e9:.3g}" for what, x in moving.items())
+              + (f"; a copy {copy / 1e9:.3g}" if 'limits' in parts else ''), flush=True)
         for what in ('one kernel', 'mamba_ssm kernel'):
             if what in results:
                 off = max(float((a.float() - b.float()).norm() / a.float().norm()) for a, b in zip(results['ssd'], results[what]))

@@ -564,6 +564,7 @@ class MiniJMamba(nn.Module):
             elif p.dim() == 2:
                 fan_in = c.d_conv if 'conv' in name else p.shape[1]
                 nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
+        nn.init.zeros_(self.frames.weight)  # silence, until something new is to be played
         nn.init.normal_(self.start)
         self.cross.here.copy_(self.cross.q(self.cross.norm(self.start))[c.d_model:])  # at first the pointer looks straight across
         for layer in [*self.encoder, *self.decoder] if c.mamba else ():
