@@ -56,12 +56,14 @@ def load_scores(folders):
     """Run folders -> {name: [(its scores, seconds of training) of each seed]}"""
     runs = {}
     for folder in folders:
+        flag = '--init_from=release' if folder == 'release' else f'--out_dir={folder}'
+        folder = 'out/release' if folder == 'release' else folder
         try:
             with open(os.path.join(folder, 'scores.json')) as f:
                 found = json.load(f)
             runs.setdefault(re.sub(r'_s\d+$', '', os.path.basename(os.path.normpath(folder))), []).append((found['scores'], found.get('seconds')))
         except (OSError, ValueError, KeyError):
-            print(f"{folder} has no scores.json; make it with: python score.py --out_dir={folder}", file=sys.stderr)
+            print(f"{folder} has no scores.json; make it with: python score.py {flag}", file=sys.stderr)
     if not runs:
         raise ValueError("none of these folders has a scores.json; score.py makes it")
     return runs
@@ -136,7 +138,7 @@ def passes(runs, path):
                        color=color, marker=marker, linestyle='none', alpha=0.8)
     left.legend(frameon=False)
     right.axline((0, 0), slope=1, color='0.7', linewidth=1, zorder=0)
-    plain(left, xticks=range(len(ks)), xticklabels=ks, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
+    plain(left, xticks=range(len(ks)), xticklabels=ks, xlabel='passes allowed', ylabel=f"exact match (%) of {ones[0]['iid']['n']:,} questions", ylim=(-3, 103))
     plain(right, xlabel='lines of working the question takes', ylabel='passes that the model used (mean)', xlim=(0, None), ylim=(0, None))
     fig.savefig(path, dpi=110)
 
@@ -316,6 +318,8 @@ if __name__ == '__main__':
             passes(load_scores(named), out)
         elif what in ('robustness', 'counting', 'pointer'):
             net, checkpoint = jmamba.load_checkpoint(named[0], init_from='release' if named[0] == 'release' else 'out_dir')
+            if what == 'counting' and 'bracket' not in checkpoint['config']['tasks']:
+                fail(f"counting is for a model of bracket, not of {checkpoint['config']['tasks']}")
             if what == 'robustness':
                 robustness(net, checkpoint['config'], out, num_samples)
             else:

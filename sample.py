@@ -58,7 +58,7 @@ try:
         questions.append((wave, asked, wanted))
     else:
         for task in tasks:
-            name = split_names(task, split)[0] if split in SPLITS[task] or len(tasks) == 1 else 'iid'
+            name = split_names(task, split)[0] if split in SPLITS[task] or all(split not in SPLITS[t] for t in tasks) else 'iid'
             for b in split_batches(task, name, -(-num_samples // len(tasks)), seed):
                 questions += [(wave[:n], decode(asked), decode(wanted))
                               for wave, n, asked, wanted in zip(b.question, b.lengths, b.asked, b.wanted)]
@@ -84,8 +84,10 @@ try:
         pictured = [(f'pass {k}: {h}', a) for k, (h, a) in enumerate(zip(heard, answers), 1)] if len(answers) > 1 else \
             [(f'answer: {heard[0]}', answers[0])]
         spectrogram([(f'question: {asked}', wave), *pictured], os.path.join(sample_dir, stem + '.png'))
-        rows.append((stem, asked, wanted, heard[-1], ' -> '.join([asked, *heard]) if len(answers) > 1 else '', sounds))
-        print(f"asked {asked}, wanted {wanted}, heard {heard[-1] or 'nothing'}" + (f": {rows[-1][4]}" if rows[-1][4] else ''))
+        lines = ' -> '.join([asked, *heard]) if len(answers) > 1 else ''
+        lines += f' (not finished: it may hear its answer more than {think} times with --think={4 * think})' * (aloud and int(passes) >= think)
+        rows.append((stem, asked, wanted, heard[-1], lines, sounds))
+        print(f"asked {asked}, wanted {wanted}, heard {heard[-1] or 'nothing'}" + (f": {lines}" if lines else ''))
     # --- the page: no script, opens from disk ---
     figures = ''.join(f'''
 <figure class="{'right' if heard == wanted else 'wrong'}">

@@ -568,6 +568,7 @@ def test_the_released_weights_answer(tmp_path, monkeypatch):
     text = run('sample.py', '--init_from=release', '--start=987%65%7', '--device=cpu')
     assert 'heard 5: 987%65%7 -> 337%65%7 -> 12%65%7 -> 12%7 -> 5%7 -> 5' in text
     assert 'heard V' in run('sample.py', '--init_from=release', '--start=(()())', '--device=cpu')
+    assert 'not finished' in run('sample.py', '--init_from=release', '--start=((((()))))', '--think=2', '--device=cpu')
 
 
 def test_bench(tmp_path):
@@ -629,8 +630,8 @@ def test_spoilt_questions(trained):
 def test_figures_of_a_model(trained, tmp_path):
     import figures
     model, checkpoint = load_checkpoint(str(trained[0]))
-    text = run('figures.py', '--what=counting', trained[0], f"--out={tmp_path / 'c.png'}")
-    assert re.search('length 100: the depth can be read off', text) and (tmp_path / 'c.png').stat().st_size > 9000
+    text = run('figures.py', '--what=counting', 'release', f"--out={tmp_path / 'c.png'}")
+    assert re.search(r'\nlength 100: the depth can be read off .* below 0 at 9\d\.', text) and (tmp_path / 'c.png').stat().st_size > 9000
     figures.pointer(model, tmp_path / 'p.png')
     assert (tmp_path / 'p.png').stat().st_size > 9000
     b = next(split_batches('mirror', 'iid', 10))
@@ -641,6 +642,7 @@ def test_figures_of_a_model(trained, tmp_path):
         assert all(len(worse(b, x).question) == 10 for x in xs)
     assert transcribe(figures.replayed(b, tempo=0.8).question) == asked == transcribe(figures.through_file(b, 8000).question)
     assert 'robustness' in run('figures.py', '--what=beauty', trained[0], code=2)
+    assert 'not of mirror' in run('figures.py', '--what=counting', trained[0], code=2)
 
 
 def test_a_question_through_a_pipe_is_answered_when_it_ends(trained, tmp_path):
@@ -959,7 +961,7 @@ def test_figures_of_runs(tmp_path):
     for name, exact in (('mod_s1', 1.0), ('mod_s2', 0.9), ('mod_direct', 0.5)):
         thought = {'by_passes': {'1': 0.1, '2': 0.5, '4': exact}, 'passes_by_lines': {'1': 1, '3': 2.9}} if name != 'mod_direct' else {}
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, **thought}}}, **({'seconds': 60} if thought else {})}))
+        (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, 'n': 20, **thought}}}, **({'seconds': 60} if thought else {})}))
     text = run('figures.py', *(tmp_path / d for d in ('mod_s1', 'mod_s2', 'mod_direct')), f"--out={tmp_path / 'table.png'}")
     assert '| mod | 2 | 95 (90) | 60 |' in text and '| mod_direct | 1 | 50 |  |' in text
     assert (tmp_path / 'table.png').read_bytes()[:4] == b'\x89PNG'

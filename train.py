@@ -488,6 +488,9 @@ if world > 1:
 print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---
+graphs.clear()  # they hold gigabytes, which the tests may need
+numbers = None
+torch.cuda.empty_cache()
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, signal.SIG_DFL)
 here = os.path.dirname(os.path.abspath(__file__))
