@@ -666,9 +666,10 @@ class MiniJMamba(nn.Module):
         dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
         going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            heard = stft(question[going])
+            asked = question[going]
+            heard = stft(asked)
             frames = s.log(s.magnitude(heard)).unflatten(1, (-1, patch)).flatten(2)
-            frames = self.answer(self.encode(self.hear(question[going] + dither)), frames, lengths[going])[0].float()
+            frames = self.answer(self.encode(self.hear(asked + dither)), frames, lengths[going])[0].float()
             frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
             wave = s.wave(s.exp(frames), self.config.griffin_lim, heard)[:, :S] * inside[going]
             answers.append(question.index_copy(0, going, wave))

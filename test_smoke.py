@@ -690,10 +690,8 @@ def test_tasks_take_turns_by_shares_or_by_what_is_wrong(tmp_path, monkeypatch):
 
 
 def test_what_may_be_generated_is_what_is_new(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--tasks=mirror,bracket,mod', '--aloud=mod,bracket', '--rests=6', '--blind=0.75', '--batch_size=64',
-                                      '--test_samples=0', '--max_iters=1', f'--out_dir={tmp_path}'])
-    examples = runpy.run_path(os.path.join(HERE, 'train.py'))['examples']
+    examples = names_of_train(monkeypatch, '--tasks=mirror,bracket,mod', '--aloud=mod,bracket', '--rests=6', '--blind=0.75', '--batch_size=64',
+                              '--max_iters=1', f'--out_dir={tmp_path}')['examples']
     s = MiniJMamba(JMambaConfig()).spectrum
     for task in ('mirror', 'bracket', 'mod'):
         (b, new, seen, _), = examples(task)
@@ -704,9 +702,7 @@ def test_what_may_be_generated_is_what_is_new(tmp_path, monkeypatch):
 
 
 def test_the_examples_of_a_graph_live_as_long_as_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--test_samples=0', '--max_iters=1', f'--out_dir={tmp_path}'])
-    capture_step = runpy.run_path(os.path.join(HERE, 'train.py'))['capture_step']
+    capture_step = names_of_train(monkeypatch, '--max_iters=1', f'--out_dir={tmp_path}')['capture_step']
     scope, kept = capture_step.__globals__, []
     monkeypatch.setattr(torch.cuda, 'Stream', object)
     monkeypatch.setitem(scope, 'capture', lambda f, generator: (None, None))  # as a graph does, it keeps no hold of what f uses
@@ -746,6 +742,13 @@ def test_a_run_does_not_pass_off_an_earlier_one(trained, tmp_path):
     assert 'learning_rate' in text and not list(tmp_path.glob('*.pt'))
 
 
+def names_of_train(monkeypatch, *flags):
+    """Run train.py in this process -> its names"""
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--test_samples=0', *flags])
+    return runpy.run_path(os.path.join(HERE, 'train.py'))
+
+
 def train_in_process(monkeypatch, spoil, *flags):
     """train.py in this process, its n-th training batch changed by spoil(n, batch) -> exit code"""
     made, original = [], prepare.make_batch
@@ -754,10 +757,8 @@ def train_in_process(monkeypatch, spoil, *flags):
         batch = original(task, split, *args, **more)
         return spoil(made.append(0) or len(made), batch) if split == 'train' else batch
     monkeypatch.setattr(prepare, 'make_batch', make)
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *TRAIN, '--test_samples=0', *flags])
     try:
-        runpy.run_path(os.path.join(HERE, 'train.py'))
+        names_of_train(monkeypatch, *flags)
     except SystemExit as e:
         return e.code
     return 0

@@ -141,7 +141,8 @@ if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
 if not spectrum and w_wave + w_stft:
     fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
-if blind and {'mirror', *aloud_list} & {'mirror', 'mod'} & set(tasks_list) and batch_size // world % 2:
+hiding = [t for t in tasks_list if blind and (t == 'mirror' or t == 'mod' and t in aloud_list)]  # the tasks that blind is for
+if hiding and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
 if blind and not (pointer and attention):
     fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
@@ -290,8 +291,7 @@ mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of
 def examples(task):
     """The examples of an update -> for each forward and backward its batch and what else the model is told of it: see MiniJMamba.forward"""
     spoken = task in aloud_list
-    hiding = blind > 0 and (task == 'mirror' or task == 'mod' and spoken)
-    own = {'mirror': {'foreign': foreign}, 'bracket': {'aloud': spoken}, 'mod': {'aloud': spoken, 'pairs': hiding}}[task]
+    own = {'mirror': {'foreign': foreign}, 'bracket': {'aloud': spoken}, 'mod': {'aloud': spoken, 'pairs': task in hiding}}[task]
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
         new = seen = noise = None
@@ -299,12 +299,11 @@ def examples(task):
             hop = model.config.hop / SAMPLE_RATE
             slot = slot_at(batch.rhythm.start, batch.question.shape[1] // model.config.hop, hop, hop).clamp(min=0)
             new = (batch.asked != batch.wanted).gather(1, slot)
-        if hiding:
-            hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)
+        if task in hiding:
+            hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)[:, mine]
             tokens = batch.question.shape[1] // model.config.token
-            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)  # each for two tokens, of 50 ms a tone's length
-            noise = (2 * strength[:, None, None] * noise)[mine].repeat_interleave(2, 1)[:, :tokens]
-            hidden, spared = hidden[mine], spared[mine]
+            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)[mine]  # each for two tokens, of 50 ms a tone's length
+            noise = (2 * strength[:, None, None] * noise).repeat_interleave(2, 1)[:, :tokens]
             seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
             seen = torch.where(hidden < blind, seen, batch.question.shape[1])
         yield batch, new, seen, noise
