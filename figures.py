@@ -99,6 +99,7 @@ def chart(runs, path):
     columns, height = sum(len(splits) for splits, _ in found.values()), max(len(rows) for _, rows in found.values())
     fig = Figure(figsize=(3.5 + 0.62 * columns, 2.2 + 0.32 * height), layout='constrained')
     axes = fig.subplots(1, len(found), squeeze=False, gridspec_kw={'width_ratios': [len(s) for s, _ in found.values()]})[0]
+    named = None
     for ax, (task, (splits, rows)) in zip(axes, found.items()):
         values = np.array([[mean(c) if c else np.nan for c in row] for row in rows.values()])
         ax.imshow(values, vmin=0, vmax=100, cmap='YlGnBu', aspect='auto')
@@ -106,7 +107,8 @@ def chart(runs, path):
             if v == v:
                 ax.text(j, i, f"{v:.3g}", ha='center', va='center', fontsize=8, color='white' if v > 60 else 'black')
         ax.set_xticks(range(len(splits)), splits, rotation=60, ha='right')
-        ax.set_yticks(range(len(rows)), rows)
+        ax.set_yticks(range(len(rows)), rows if list(rows) != named else [])
+        named = list(rows)
         ax.set_title(f"{task}: exact match (%)", fontsize=10)
     fig.savefig(path, dpi=110)
 
