@@ -244,91 +244,162 @@ def causal_conv(x, w, b):
     return F.silu(sum(late(len(w) - 1 - i) * tap for i, tap in enumerate(w)) + b).to(x.dtype)
 
 
-# --- the same scan for a sequence of up to SHORT tokens, on a GPU: in PyTorch each step is a pass over memory, here nothing leaves the chip ---
+# --- all of a Mamba-2 layer between its two products, for a sequence of up to SHORT tokens, on a GPU: in PyTorch each step of it is a pass
+# --- over memory, here it is one for the convolution and one for the rest. W is the width of in_proj's output, HP that of the gate z in front ---
 
 if triton:
     @triton.jit
-    def load_head(xBC, dt, A, h, t, T, H: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
-        """A head's x (TP, P), dt (TP,), and what is left at token i of what came in at token j, (TP, TP)"""
-        p = tl.arange(0, P)
-        x = tl.load(xBC + t[:, None] * C + h * P + p[None, :], mask=(t < T)[:, None], other=0)
-        step = tl.load(dt + t * H + h, mask=t < T, other=0)
-        total = tl.cumsum(step * tl.load(A + h), 0)
-        past = t[:, None] >= t[None, :]
-        return x, step, tl.where(past, tl.exp(tl.where(past, total[:, None] - total[None, :], 0)), 0)
+    def sigmoid(z):
+        """By the reciprocal root: GPUs have an instruction for it, and none for division"""
+        root = tl.rsqrt(1 + tl.exp(-z))
+        return root * root
 
     @triton.jit
-    def scan_forward(xBC, dt, A, D, y, T, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
-        """One head of one example. TP is T, rounded up to a power of 2."""
+    def get(x, there):
+        return tl.load(x, mask=there, other=0).to(tl.float32)
+
+    @triton.jit
+    def conv_forward(zxBCdt, w, b, y, T, W, C, HP: tl.constexpr, channels: tl.constexpr):
+        """Some of the C channels of one example, token by token, with the last three at hand"""
+        i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels)
+        there, x, y = c < C, zxBCdt + i * T * W + HP + c, y + i * T * C + c
+        w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
+        bias, x1 = get(b + c, there), tl.zeros([channels], tl.float32)
+        x2, x3 = x1, x1
+        for t in range(T):
+            x0 = get(x + t * W, there)
+            s = bias + w3 * x0 + w2 * x1 + w1 * x2 + w0 * x3
+            tl.store(y + t * C, (s * sigmoid(s)).to(y.dtype.element_ty), mask=there)
+            x1, x2, x3 = x0, x1, x2
+
+    @triton.jit
+    def conv_backward(zxBCdt, w, b, dy, dv, d, dwb, T, W, C, HP: tl.constexpr, H: tl.constexpr, channels: tl.constexpr):
+        """The same, from the last token to the first. Behind the C channels d is given dv (B, H, T), the gradient of in_proj's dt, and zeros."""
+        i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels)
+        there, x, d = c < C, zxBCdt + i * T * W + HP + c, d + i * T * W + HP + c
+        w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
+        bias, g1 = get(b + c, there), tl.zeros([channels], tl.float32)
+        x0, x1, x2 = get(x + (T - 1) * W, there), get(x + (T - 2) * W, c < C * (T > 1)), get(x + (T - 3) * W, c < C * (T > 2))
+        g2, g3, d0, d1, d2, d3, db = g1, g1, g1, g1, g1, g1, g1
+        for back in range(T):
+            t = T - 1 - back
+            x3 = get(x + (t - 3) * W, c < C * (t > 2))
+            s = bias + w3 * x0 + w2 * x1 + w1 * x2 + w0 * x3
+            open_ = sigmoid(s)
+            g0 = get(dy + (i * T + t) * C + c, there) * (open_ + s * open_ * (1 - open_))
+            of_dt = get(dv + (i * H + c - C) * T + t, (c >= C) & (c < C + H))
+            tl.store(d + t * W, (w3 * g0 + w2 * g1 + w1 * g2 + w0 * g3 + of_dt).to(d.dtype.element_ty), mask=HP + c < W)
+            d3, d2, d1, d0, db = d3 + g0 * x0, d2 + g0 * x1, d1 + g0 * x2, d0 + g0 * x3, db + g0
+            x0, x1, x2, g1, g2, g3 = x1, x2, x3, g0, g1, g2
+        dwb += i * 5 * C + c
+        tl.store(dwb, d0, mask=there)
+        tl.store(dwb + C, d1, mask=there)
+        tl.store(dwb + 2 * C, d2, mask=there)
+        tl.store(dwb + 3 * C, d3, mask=there)
+        tl.store(dwb + 4 * C, db, mask=there)
+
+    @triton.jit
+    def kept(step, total, t, T):
+        """A head's share of what comes in at token j in the state at token i >= j, (TP, TP), from its steps and the sums of its decays, (T,)"""
+        i, j = t[:, None], t[None, :]
+        passed = tl.load(total + i, mask=i < T, other=0) - tl.load(total + j, mask=j < T, other=0)
+        return tl.exp(tl.where((i >= j) & (i < T), passed, float('-inf'))) * tl.load(step + j, mask=j < T, other=0)
+
+    @triton.jit
+    def scan_forward(z, xBC, step, total, D, out, T, W, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
+        """One head of one example: scan, gate and norm. TP is T, rounded up to a power of 2."""
         i, h, t, p, n = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, TP), tl.arange(0, P), tl.arange(0, N)
         C: tl.constexpr = H * P + 2 * N
-        inside, xBC = (t < T)[:, None], xBC + i * T * C
+        inside, xBC, at = (t < T)[:, None], xBC + i * T * C, (i * H + h) * T
         B_ = tl.load(xBC + t[:, None] * C + H * P + n[None, :], mask=inside, other=0)
         C_ = tl.load(xBC + t[:, None] * C + H * P + N + n[None, :], mask=inside, other=0)
-        x, step, L = load_head(xBC, dt + i * T * H, A, h, t, T, H, P, C)
-        M = (tl.dot(C_, tl.trans(B_)) * L).to(x.dtype)
-        out = tl.dot(M, (x * step[:, None]).to(x.dtype)) + tl.load(D + h) * x
-        tl.store(y + i * T * H * P + t[:, None] * (H * P) + h * P + p[None, :], out.to(x.dtype), mask=inside)
+        x = tl.load(xBC + t[:, None] * C + h * P + p[None, :], mask=inside, other=0)
+        z_ = tl.load(z + i * T * W + t[:, None] * W + h * P + p[None, :], mask=inside, other=0).to(tl.float32)
+        M = tl.dot(C_, tl.trans(B_)) * kept(step + at, total + at, t, T) + tl.where(t[:, None] == t[None, :], tl.load(D + h), 0)
+        s = tl.dot(M.to(x.dtype), x) * z_ * sigmoid(z_)
+        s *= tl.rsqrt(tl.sum(s * s, 1) / P + 1e-5)[:, None]
+        tl.store(out + i * T * H * P + t[:, None] * (H * P) + h * P + p[None, :], s.to(x.dtype), mask=inside)
 
     @triton.jit
-    def scan_backward(xBC, dt, A, D, dy, dxBC, ddt, dA, dD, T, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
-        """All heads of one example, as B and C are theirs together"""
+    def scan_backward(z, xBC, step, total, D, dout, dz, dxBC, row, column, dD, T, W, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TP: tl.constexpr):
+        """All heads of one example, as B and C are theirs together. row and column (B, H, T) are the sums of the gradient of kept()'s logarithm."""
         i, t, p, n = tl.program_id(0).to(tl.int64), tl.arange(0, TP), tl.arange(0, P), tl.arange(0, N)
         C: tl.constexpr = H * P + 2 * N
-        inside, xBC, dxBC = (t < T)[:, None], xBC + i * T * C, dxBC + i * T * C
+        inside, xBC, dxBC, z, dz, dout = (t < T)[:, None], xBC + i * T * C, dxBC + i * T * C, z + i * T * W, dz + i * T * W, dout + i * T * H * P
         B_ = tl.load(xBC + t[:, None] * C + H * P + n[None, :], mask=inside, other=0)
         C_ = tl.load(xBC + t[:, None] * C + H * P + N + n[None, :], mask=inside, other=0)
-        scores = tl.dot(C_, tl.trans(B_))
-        dscores = tl.zeros([TP, TP], tl.float32)
+        scores, dscores = tl.dot(C_, tl.trans(B_)), tl.zeros([TP, TP], tl.float32)
         for h in range(H):
-            x, step, L = load_head(xBC, dt + i * T * H, A, h, t, T, H, P, C)
-            g = tl.load(dy + i * T * H * P + t[:, None] * (H * P) + h * P + p[None, :], mask=inside, other=0)
-            dxdt = tl.dot(tl.trans((scores * L).to(x.dtype)), g)
-            E = tl.dot(g, tl.trans((x * step[:, None]).to(x.dtype))) * L
-            dscores += E
-            dlog = E * scores  # of the logarithm of L
-            ddecay = tl.cumsum(tl.sum(dlog, 1) - tl.sum(dlog, 0), 0, reverse=True)
-            tl.store(ddt + i * T * H + t * H + h, tl.sum(dxdt * x, 1) + ddecay * tl.load(A + h), mask=t < T)
-            tl.store(dA + i * H + h, tl.sum(ddecay * step, 0))
-            tl.store(dD + i * H + h, tl.sum(tl.sum(g.to(tl.float32) * x, 1), 0))
-            dx = dxdt * step[:, None] + tl.load(D + h) * g
-            tl.store(dxBC + t[:, None] * C + h * P + p[None, :], dx.to(x.dtype), mask=inside)
-        dscores = dscores.to(B_.dtype)
+            at = (i * H + h) * T
+            x = tl.load(xBC + t[:, None] * C + h * P + p[None, :], mask=inside, other=0)
+            z_ = tl.load(z + t[:, None] * W + h * P + p[None, :], mask=inside, other=0).to(tl.float32)
+            ds = tl.load(dout + t[:, None] * (H * P) + h * P + p[None, :], mask=inside, other=0).to(tl.float32)
+            share = kept(step + at, total + at, t, T)
+            M = (scores * share + tl.where(t[:, None] == t[None, :], tl.load(D + h), 0)).to(x.dtype)
+            y, open_ = tl.dot(M, x), sigmoid(z_)
+            gate = z_ * open_
+            s = y * gate
+            r = tl.rsqrt(tl.sum(s * s, 1) / P + 1e-5)
+            ds = (ds - s * (tl.sum(ds * s, 1) * r * r / P)[:, None]) * r[:, None]
+            tl.store(dz + t[:, None] * W + h * P + p[None, :], (ds * y * (open_ + gate - gate * open_)).to(x.dtype), mask=inside)
+            dy = ds * gate
+            tl.store(dD + i * H + h, tl.sum(dy * x))
+            dy = dy.to(x.dtype)
+            tl.store(dxBC + t[:, None] * C + h * P + p[None, :], tl.dot(tl.trans(M), dy).to(x.dtype), mask=inside)
+            dM = tl.dot(dy, tl.trans(x)) * share
+            dscores += dM
+            dM *= scores
+            tl.store(row + at + t, tl.sum(dM, 1), mask=t < T)
+            tl.store(column + at + t, tl.sum(dM, 0), mask=t < T)
+        dscores = dscores.to(xBC.dtype.element_ty)
+        # once more, as there is no room to keep them
+        B_ = tl.load(xBC + t[:, None] * C + H * P + n[None, :], mask=inside, other=0)
+        C_ = tl.load(xBC + t[:, None] * C + H * P + N + n[None, :], mask=inside, other=0)
         tl.store(dxBC + t[:, None] * C + H * P + n[None, :], tl.dot(tl.trans(dscores), C_).to(B_.dtype), mask=inside)
         tl.store(dxBC + t[:, None] * C + H * P + N + n[None, :], tl.dot(dscores, B_).to(B_.dtype), mask=inside)
 
 
-class ShortScan(torch.autograd.Function):
-    """xBC (B, T, HP + 2N), which holds x, B and C, dt (B, T, H), A and D (H,) -> ssd(x, dt, A, B, C) + D x, (B, T, HP)"""
+class ShortMixer(torch.autograd.Function):
+    """What in_proj gives, (B, T, W), pace (B, T, 1), the convolution's w (4, C) and b (C,), dt_bias, A and D (H,), head_dim and d_state -> what
+    out_proj gets, but for the weights of the norm: (B, T, HP)"""
 
     @staticmethod
-    def forward(ctx, xBC, dt, A, D, P):
-        xBC, dt, (B, T, C), H = xBC.contiguous(), dt.contiguous(), xBC.shape, len(A)
-        TP = max(16, 1 << (T - 1).bit_length())
-        ctx.sizes = dict(H=H, P=P, N=(C - H * P) // 2, TP=TP, num_warps=max(4, TP // 16))
-        y = xBC.new_empty(B, T, H * P)
-        scan_forward[(B, H)](xBC, dt, A, D, y, T, **ctx.sizes)
-        ctx.save_for_backward(xBC, dt, A, D)
-        return y
+    def forward(ctx, zxBCdt, pace, w, b, dt_bias, A, D, P, N):
+        (B, T, W), C, H = zxBCdt.shape, w.shape[1], len(A)
+        zxBCdt, TP = zxBCdt.contiguous(), max(16, 1 << (T - 1).bit_length())
+        xBC, out = zxBCdt.new_empty(B, T, C), zxBCdt.new_empty(B, T, H * P)
+        conv_forward[(B, -(-C // 64))](zxBCdt, w, b, xBC, T, W, C, HP=H * P, channels=64, num_warps=1)
+        v = zxBCdt[..., H * P + C:][..., :H].transpose(1, 2).float().contiguous() + dt_bias[:, None]
+        step = F.softplus(v) * pace.transpose(1, 2)  # (B, H, T)
+        total = (step * A[:, None]).cumsum(2)
+        ctx.sizes = dict(H=H, P=P, N=N, TP=TP, num_warps=max(1, TP // 16))
+        scan_forward[(B, H)](zxBCdt, xBC, step, total, D, out, T, W, **ctx.sizes)
+        ctx.save_for_backward(zxBCdt, xBC, pace, w, b, v, step, total, A, D)
+        return out
 
     @staticmethod
-    def backward(ctx, dy):
-        xBC, dt, A, D = ctx.saved_tensors
-        B, T, H = dt.shape
-        dxBC, ddt, dA, dD = torch.empty_like(xBC), torch.empty_like(dt), A.new_empty(B, H), D.new_empty(B, H)
-        scan_backward[(B,)](xBC, dt, A, D, dy.contiguous(), dxBC, ddt, dA, dD, T, **ctx.sizes)
-        return dxBC, ddt, dA.sum(0), dD.sum(0), None
+    def backward(ctx, dout):
+        zxBCdt, xBC, pace, w, b, v, step, total, A, D = ctx.saved_tensors
+        (B, T, W), C, H, HP = zxBCdt.shape, w.shape[1], len(A), dout.shape[2]
+        d, dxBC, row, column, dD = *map(torch.empty_like, (zxBCdt, xBC, step, step)), A.new_empty(B, H)
+        scan_backward[(B,)](zxBCdt, xBC, step, total, D, dout.contiguous(), d, dxBC, row, column, dD, T, W, **ctx.sizes)
+        ddecay = (row - column).flip(2).cumsum(2).flip(2)
+        dv = ((column / step.clamp(min=1e-30) + ddecay * A[:, None]) * pace.transpose(1, 2) * v.sigmoid()).contiguous()  # where the step is 0, so is pace
+        dwb = w.new_empty(B, 5, C)
+        conv_backward[(B, -(-(W - HP) // 64))](zxBCdt, w, b, dxBC, dv, d, dwb, T, W, C, HP=HP, H=H, channels=64, num_warps=1)
+        dwb = dwb.sum(0)
+        return d, None, dwb[:-1], dwb[-1], dv.sum((0, 2)), (ddecay * step).sum((0, 2)), dD.sum(0), None, None
 
 
-SHORT = 128         # tokens up to which auto takes ShortScan: more do not fit on the chip at once
+SHORT = 128         # tokens up to which auto takes ShortMixer: more do not fit on the chip at once
 KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's kernel; bench.py measures them all
 
 
-def short_scan_fits(xBC, c):
-    """Whether ShortScan can take xBC (B, T, HP + 2N): on a GPU, in half precision, of a length and of sizes that it can tile"""
+def short_mixer_fits(x, c):
+    """Whether ShortMixer can take x (B, T, W): on a GPU, in half precision, of a length and of sizes that it can tile"""
     tiles = (16, 32, 64, 128)
-    return (bool(triton) and xBC.is_cuda and xBC.dtype in (torch.float16, torch.bfloat16) and xBC.shape[1] <= SHORT
-            and c.head_dim in tiles and c.d_state in tiles)
+    return (bool(triton) and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x.shape[1] <= SHORT
+            and c.head_dim in tiles and c.d_state in tiles and c.d_conv == 4)
 
 
 @functools.cache
@@ -363,6 +434,11 @@ def ssd_kernel(x, dt, A, B, C):
     return load_kernel()(x, dt, A, B[:, :, None], C[:, :, None], 256)
 
 
+def gate_and_norm(y, z):
+    """The scan's y (..., H, P) and the gate z (..., HP) -> (..., HP). The norm is over each head: one that counts far must not drown the others."""
+    return F.rms_norm(y.float() * F.silu(z).unflatten(-1, y.shape[-2:]), y.shape[-1:], eps=1e-5).flatten(-2)
+
+
 def ssd_step(h, x, dt, A, B, C):
     """ssd() for one token: the state h (B, H, P, N), x (B, H, P), dt (B, H), B and C (B, N) -> y (B, H, P) and the next state"""
     h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
@@ -389,42 +465,42 @@ class Mamba2(nn.Module):
         self.gate_norm = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
-    def project(self, u):
-        """(..., D) -> the gate z (..., d_inner), the convolution's input xBC (..., d_inner + 2N), dt (..., H), and A (H,)"""
+    def split(self, zxBCdt):
+        """What in_proj gives (..., W) -> the gate z (..., d_inner), the convolution's input xBC (..., d_inner + 2N), dt (..., H)"""
         c, d_conv = self.c, self.c.d_inner + 2 * self.c.d_state
-        z, xBC, dt = self.in_proj(self.norm(u)).tensor_split((c.d_inner, c.d_inner + d_conv), -1)
-        return z, xBC, F.softplus(dt[..., :self.n_heads].float() + self.dt_bias), F.pad(-self.A_log.exp(), (self.forever, 0))
+        z, xBC, dt = zxBCdt.tensor_split((c.d_inner, c.d_inner + d_conv), -1)
+        return z, xBC, F.softplus(dt[..., :self.n_heads].float() + self.dt_bias)
+
+    def A(self):
+        return F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
 
     def forward(self, u, pace):
-        c, T = self.c, u.shape[1]
-        z, xBC, dt, A = self.project(u)
+        c, T, zxBCdt = self.c, u.shape[1], self.in_proj(self.norm(u))
+        if c.ssd == 'auto' and short_mixer_fits(zxBCdt, c):
+            return u + self.out(ShortMixer.apply(zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D, c.head_dim, c.d_state))
+        z, xBC, dt = self.split(zxBCdt)
         dt = dt * pace
-        xBC = causal_conv(xBC, self.conv_weight, self.conv_bias)
-        if c.ssd == 'auto' and short_scan_fits(xBC, c):
-            return u + self.out(ShortScan.apply(xBC, dt, A, self.D, c.head_dim).unflatten(-1, (self.n_heads, -1)), z)
-        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
+        x, B, C = causal_conv(xBC, self.conv_weight, self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
         kernel = x.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
-        y = (ssd_kernel(x, dt, A, B, C) if kernel else ssd(x, dt, A, B, C, c.chunk)) + self.D[:, None] * x
-        return u + self.out(y, z)
+        y = (ssd_kernel(x, dt, self.A(), B, C) if kernel else ssd(x, dt, self.A(), B, C, c.chunk)) + self.D[:, None] * x
+        return u + self.out(gate_and_norm(y, z))
 
-    def out(self, y, z):
-        """The scan's y (..., H, P) and the gate z (..., d_inner) -> (..., D). The norm is over each head: one that counts far must not
-        drown the others."""
-        y = F.rms_norm(y.float() * F.silu(z).unflatten(-1, (self.n_heads, -1)), y.shape[-1:], eps=1e-5)
-        return self.out_proj(y.flatten(-2) * self.gate_norm)
+    def out(self, y):
+        """(..., d_inner) -> (..., D). The weights of the norm go into those of out_proj: fewer passes over memory."""
+        return F.linear(y, self.out_proj.weight * self.gate_norm)
 
     def step(self, u, pace, state):
         """forward for the next token alone: u (B, D), its pace (B, 1) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
         + 2N) and the scan's h (B, H, P, N) -> (B, D) and the next state, no larger"""
         c, (inputs, h) = self.c, state
-        z, xBC, dt, A = self.project(u)
+        z, xBC, dt = self.split(self.in_proj(self.norm(u)))
         dt = dt * pace
         inputs = torch.cat([inputs, xBC[:, None]], 1)
         x, B, C = F.silu((inputs * self.conv_weight).sum(1) + self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
-        y, h = ssd_step(h, x, dt, A, B, C)
-        return u + self.out(y + self.D[:, None] * x, z), (inputs[:, 1:], h)
+        y, h = ssd_step(h, x, dt, self.A(), B, C)
+        return u + self.out(gate_and_norm(y + self.D[:, None] * x, z)), (inputs[:, 1:], h)
 
 
 # --- attention ---

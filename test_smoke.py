@@ -318,22 +318,26 @@ print(max(float((a - b).norm() / a.norm()) for a, b in zip(*results)))
 
 SHORT_PARITY = """
 import sys, torch
+import torch.nn.functional as F
 sys.path.insert(0, sys.argv[1])
-from model import ShortScan, ssd
+from model import ShortMixer, causal_conv, gate_and_norm, ssd
 g = torch.Generator().manual_seed(0)
 r = lambda *shape: torch.randn(*shape, generator=g)
 for B, T, H, P, N in ((3, 17, 3, 16, 32), (65, 2, 2, 16, 16), (1, 70, 2, 16, 16)):
     C, results = H * P + 2 * N, []
-    inputs = [r(B, T, C), torch.rand(B, T, H, generator=g), -torch.tensor([0, 8.0, 1])[:H], r(H)]
-    inputs[1][:, 3:5] = 0  # time stands still
+    W = H * P + C + H + 3
+    inputs = [r(B, T, W), r(4, C), r(C), r(H), -torch.tensor([0, 8.0, 1])[:H], r(H)]
+    pace = torch.rand(B, T, 1, generator=g)
+    pace[:, 3:5] = 0  # time stands still
     weight = r(B, T, H * P)
-    def plain(xBC, dt, A, D, P):
-        x, b, c = xBC.split([H * P, N, N], -1)
+    def plain(zxBCdt, pace, w, b, dt_bias, A, D, P, N):
+        z, xBC, dt, _ = zxBCdt.split([H * P, C, H, 3], -1)
+        x, B_, C_ = causal_conv(xBC, w, b).split([H * P, N, N], -1)
         x = x.unflatten(-1, (H, P))
-        return (ssd(x, dt, A, b, c, 16) + D[:, None] * x).flatten(2)
-    for f in (plain, ShortScan.apply):
+        return gate_and_norm(ssd(x, F.softplus(dt + dt_bias) * pace, A, B_, C_, 16) + D[:, None] * x, z)
+    for f in (plain, ShortMixer.apply):
         leaves = [t.clone().requires_grad_() for t in inputs]
-        y = f(*leaves, P)
+        y = f(leaves[0], pace, *leaves[1:], P, N)
         results.append([y.detach(), *torch.autograd.grad((y * weight).sum(), leaves)])
     print(max(float((a - b).norm() / a.norm()) for a, b in zip(*results)))
 """
