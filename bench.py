@@ -24,7 +24,8 @@ import torch.nn.functional as F
 
 import prepare
 from configurator import bounds, configure, fail
-from model import SHORT, JMambaConfig, MiniJMamba, ShortScan, capture, compile_parts, kernel_missing, pick_device, ssd, ssd_kernel, ssd_step, triton
+from model import (SHORT, JMambaConfig, MiniJMamba, ShortMixer, capture, causal_conv, compile_parts, gate_and_norm, kernel_missing, pick_device, ssd,
+                   ssd_kernel, ssd_step, triton)
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -165,13 +166,18 @@ def time_step(label, c, layer, batch, ours):
         compile_parts(model, *([Block] if layer is Transformer else []))  # of the others, what is not Mini-JMamba's own is no use to compile
     optimizer = torch.optim.AdamW(model.parameters(), torch.tensor(1e-4, device=device) if on_gpu else 1e-4, fused=True, capturable=on_gpu)
 
+    def loss_of(frames, logits, answer):
+        off = frames.float() - model.hear(answer).unflatten(2, (c.patch, -1)).flatten(1, 2)
+        return (off.abs() + off.square()).mean() + 0.1 * F.cross_entropy(logits.float().flatten(0, 1), logits.argmax(-1).flatten())
+    if on_gpu:
+        loss_of = torch.compile(loss_of, dynamic=False)  # as train.py does
+
     def update(stages):
         b = batch()
         if stages > 1:
             with torch.autocast('cuda', torch.bfloat16, enabled=on_gpu):
                 frames, logits, _ = model(b.question, b.lengths)
-                off = frames.float() - model.hear(b.answer).unflatten(2, (c.patch, -1)).flatten(1, 2)
-                loss = (off.abs() + off.square()).mean() + 0.1 * F.cross_entropy(logits.float().flatten(0, 1), logits.argmax(-1).flatten())
+                loss = loss_of(frames, logits, b.answer)
         if stages > 2:
             loss.backward()
         if stages > 3:
@@ -226,7 +232,7 @@ def recurrence(x, dt, A, B, C):
 
 if 'scan' in parts:
     H, P, N, together = 8, 32, 64, 2 ** 16 if on_gpu else 2 ** 12  # at d_model 128; tokens in a batch
-    no_skip, kind = torch.zeros(H, device=device), torch.bfloat16 if on_gpu else torch.float32
+    kind = torch.bfloat16 if on_gpu else torch.float32
 
     def of_one(scan):
         """scan, with x, B and C in one tensor, as a Mamba-2 layer has them"""
@@ -235,7 +241,13 @@ if 'scan' in parts:
             return scan(x.unflatten(-1, (H, P)), dt, A, B, C)
         return scan_one
     chunked = of_one(lambda *inputs: ssd(*inputs, 64))
-    short = lambda xBC, dt, A: ShortScan.apply(xBC, dt, A, no_skip, P).unflatten(-1, (H, P))
+
+    def between(zxBCdt, w, b, dt_bias, A, D):
+        """All of a layer between its two products, as in Mamba2.forward"""
+        z, xBC, dt = zxBCdt.split([H * P, H * P + 2 * N, H], -1)
+        x, B, C = causal_conv(xBC, w, b).split([H * P, N, N], -1)
+        x = x.unflatten(-1, (H, P))
+        return gate_and_norm(ssd(x, F.softplus(dt.float() + dt_bias), A, B, C, 64) + D[:, None] * x, z)
     trained = [(256, 48), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
     sizes = trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384)]
     for n, T in [(n, T) for n, T in sizes if T <= tokens]:
@@ -246,11 +258,10 @@ if 'scan' in parts:
         weight, slowest, results, moving = r(H, P), None, {}, {}  # a dense gradient, as in training
         size = lambda t: t.numel() * t.element_size()
         least = 3 * sum(map(size, leaves)) + 2 * size(weight)  # bytes: all that goes in twice, all that comes out, and the gradients, once
-        for what, scan in {'recurrence': of_one(recurrence), 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False), 'one kernel': short,
+        for what, scan in {'recurrence': of_one(recurrence), 'ssd': chunked, 'ssd, compiled': torch.compile(chunked, dynamic=False),
                            'mamba_ssm kernel': of_one(ssd_kernel)}.items():
             label = f"scan, {n} x {T} tokens: {what}"
             why = (kernel_missing() if 'mamba' in what else "too slow to wait for" if what == 'recurrence' and T > 1024 else
-                   f"it is for up to {SHORT} tokens, in Triton on a GPU" if scan is short and not (T <= SHORT and on_gpu and triton) else
                    "there is no C++ compiler" if 'compiled' in what and not on_gpu and not shutil.which('g++') else '')
             if why:
                 skip(label, why)
@@ -263,10 +274,20 @@ if 'scan' in parts:
             slowest = slowest or (what, seconds)
         print(f"    at least {least / 1e6:.3g} MB are moved, in GB/s: " + ', '.join(f"{what} {x / 1e9:.3g}" for what, x in moving.items())
               + (f"; a copy {copy / 1e9:.3g}" if 'limits' in parts else ''), flush=True)
-        for what in ('one kernel', 'mamba_ssm kernel'):
-            if what in results:
-                off = max(float((a.float() - b.float()).norm() / a.float().norm()) for a, b in zip(results['ssd'], results[what]))
-                report(f"    largest difference of {what} from ssd, {kind}", off, 'of the norm')
+        largest = lambda one, other: max(float((a.float() - b.float()).norm() / a.float().norm()) for a, b in zip(one, other))
+        if 'mamba_ssm kernel' in results:
+            report(f"    largest difference of mamba_ssm kernel from ssd, {kind}", largest(results['ssd'], results['mamba_ssm kernel']), 'of the norm')
+        if T <= SHORT and on_gpu and triton:
+            f32 = lambda *shape: torch.randn(*shape, generator=generator, device=device)
+            leaves = [r(2 * H * P + 2 * N + H), f32(4, H * P + 2 * N), f32(H * P + 2 * N), f32(H), -f32(H).abs(), f32(H)]
+            for t in leaves:
+                t.requires_grad_()
+            weight, pace, results = r(H * P), torch.ones(n, T, 1, device=device), []
+            for what, f in {'compiled': torch.compile(between, dynamic=False), 'four kernels': lambda x, *more: ShortMixer.apply(x, pace, *more, P, N)}.items():
+                both = lambda: torch.autograd.grad(f(*leaves), leaves, weight)
+                results.append((measure(both), [f(*leaves).detach(), *both()]))
+                report(f"a layer between its products, {n} x {T} tokens: {what}", 1000 * results[-1][0], 'ms', *([results[0][0] / results[1][0], 'compiled'] if len(results) > 1 else []))
+            report(f"    largest difference of the two, {kind}", largest(results[0][1], results[1][1]), 'of the norm')
 
 # --- what an answer costs, by length ---
 if 'length' in parts:
