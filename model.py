@@ -259,39 +259,41 @@ if triton:
         return tl.load(x, mask=there, other=0).to(tl.float32)
 
     @triton.jit
-    def conv_forward(zxBCdt, w, b, y, T, W, C, HP: tl.constexpr, channels: tl.constexpr):
-        """Some of the C channels of one example, token by token, with the last three at hand"""
-        i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels)
-        there, x, y = c < C, zxBCdt + i * T * W + HP + c, y + i * T * C + c
+    def conv_forward(zxBCdt, w, b, y, T, W, C, HP: tl.constexpr, channels: tl.constexpr, span: tl.constexpr):
+        """Some of the C channels of one example, for some tokens, one by one, with the last three at hand"""
+        i, c, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels), tl.program_id(2) * span
+        there, before, x, y = c < C, c < C * (start > 0), zxBCdt + i * T * W + HP + c, y + i * T * C + c
         w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
-        bias, x1 = get(b + c, there), tl.zeros([channels], tl.float32)
-        x2, x3 = x1, x1
-        for t in range(T):
+        bias, x1, x2, x3 = get(b + c, there), get(x + (start - 1) * W, before), get(x + (start - 2) * W, before), get(x + (start - 3) * W, before)
+        for t in range(start, tl.minimum(start + span, T)):
             x0 = get(x + t * W, there)
             s = bias + w3 * x0 + w2 * x1 + w1 * x2 + w0 * x3
             tl.store(y + t * C, (s * sigmoid(s)).to(y.dtype.element_ty), mask=there)
             x1, x2, x3 = x0, x1, x2
 
     @triton.jit
-    def conv_backward(zxBCdt, w, b, dy, dv, d, dwb, T, W, C, HP: tl.constexpr, H: tl.constexpr, channels: tl.constexpr):
-        """The same, from the last token to the first. Behind the C channels d is given dv (B, H, T), the gradient of in_proj's dt, and zeros."""
-        i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels)
-        there, x, d = c < C, zxBCdt + i * T * W + HP + c, d + i * T * W + HP + c
+    def conv_backward(zxBCdt, w, b, dy, dv, d, dwb, T, W, C, HP: tl.constexpr, H: tl.constexpr, channels: tl.constexpr, span: tl.constexpr):
+        """The same, from the last token to the first, and before them the three that they reach. Behind the C channels d is given dv (B, H, T),
+        the gradient of in_proj's dt, and zeros."""
+        i, c, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * channels + tl.arange(0, channels), tl.program_id(2) * span
+        end, there, x, d = tl.minimum(start + span + 3, T), c < C, zxBCdt + i * T * W + HP + c, d + i * T * W + HP + c
         w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
+        x0, x1, x2 = get(x + (end - 1) * W, there), get(x + (end - 2) * W, c < C * (end > 1)), get(x + (end - 3) * W, c < C * (end > 2))
         bias, g1 = get(b + c, there), tl.zeros([channels], tl.float32)
-        x0, x1, x2 = get(x + (T - 1) * W, there), get(x + (T - 2) * W, c < C * (T > 1)), get(x + (T - 3) * W, c < C * (T > 2))
         g2, g3, d0, d1, d2, d3, db = g1, g1, g1, g1, g1, g1, g1
-        for back in range(T):
-            t = T - 1 - back
+        for back in range(end - start):
+            t = end - 1 - back
+            own = t < start + span
             x3 = get(x + (t - 3) * W, c < C * (t > 2))
             s = bias + w3 * x0 + w2 * x1 + w1 * x2 + w0 * x3
             open_ = sigmoid(s)
             g0 = get(dy + (i * T + t) * C + c, there) * (open_ + s * open_ * (1 - open_))
             of_dt = get(dv + (i * H + c - C) * T + t, (c >= C) & (c < C + H))
-            tl.store(d + t * W, (w3 * g0 + w2 * g1 + w1 * g2 + w0 * g3 + of_dt).to(d.dtype.element_ty), mask=HP + c < W)
-            d3, d2, d1, d0, db = d3 + g0 * x0, d2 + g0 * x1, d1 + g0 * x2, d0 + g0 * x3, db + g0
+            tl.store(d + t * W, (w3 * g0 + w2 * g1 + w1 * g2 + w0 * g3 + of_dt).to(d.dtype.element_ty), mask=HP + c < W * own)
+            g = g0 * own
+            d3, d2, d1, d0, db = d3 + g * x0, d2 + g * x1, d1 + g * x2, d0 + g * x3, db + g
             x0, x1, x2, g1, g2, g3 = x1, x2, x3, g0, g1, g2
-        dwb += i * 5 * C + c
+        dwb += (i * tl.num_programs(2) + tl.program_id(2)) * 5 * C + c
         tl.store(dwb, d0, mask=there)
         tl.store(dwb + C, d1, mask=there)
         tl.store(dwb + 2 * C, d2, mask=there)
@@ -368,7 +370,7 @@ class ShortMixer(torch.autograd.Function):
         (B, T, W), C, H = zxBCdt.shape, w.shape[1], len(A)
         zxBCdt, TP = zxBCdt.contiguous(), max(16, 1 << (T - 1).bit_length())
         xBC, out = zxBCdt.new_empty(B, T, C), zxBCdt.new_empty(B, T, H * P)
-        conv_forward[(B, -(-C // 64))](zxBCdt, w, b, xBC, T, W, C, HP=H * P, channels=64, num_warps=1)
+        conv_forward[(B, -(-C // 128), -(-T // 16))](zxBCdt, w, b, xBC, T, W, C, HP=H * P, channels=128, span=16, num_warps=2)
         v = zxBCdt[..., H * P + C:][..., :H].transpose(1, 2).float().contiguous() + dt_bias[:, None]
         step = F.softplus(v) * pace.transpose(1, 2)  # (B, H, T)
         total = (step * A[:, None]).cumsum(2)
@@ -385,9 +387,9 @@ class ShortMixer(torch.autograd.Function):
         scan_backward[(B,)](zxBCdt, xBC, step, total, D, dout.contiguous(), d, dxBC, row, column, dD, T, W, **ctx.sizes)
         ddecay = (row - column).flip(2).cumsum(2).flip(2)
         dv = ((column / step.clamp(min=1e-30) + ddecay * A[:, None]) * pace.transpose(1, 2) * v.sigmoid()).contiguous()  # where the step is 0, so is pace
-        dwb = w.new_empty(B, 5, C)
-        conv_backward[(B, -(-(W - HP) // 64))](zxBCdt, w, b, dxBC, dv, d, dwb, T, W, C, HP=HP, H=H, channels=64, num_warps=1)
-        dwb = dwb.sum(0)
+        dwb = w.new_empty(B, -(-T // 32), 5, C)
+        conv_backward[(B, -(-(W - HP) // 128), dwb.shape[1])](zxBCdt, w, b, dxBC, dv, d, dwb, T, W, C, HP=HP, H=H, channels=128, span=32, num_warps=2)
+        dwb = dwb.sum((0, 1))
         return d, None, dwb[:-1], dwb[-1], dv.sum((0, 2)), (ddecay * step).sum((0, 2)), dD.sum(0), None, None
 
 
@@ -650,10 +652,11 @@ class MiniJMamba(nn.Module):
 
     def hear(self, question):
         """(B, S) -> log-magnitude frames, `patch` to a row: (B, T, patch * F). S is padded to whole tokens."""
-        question = F.pad(question, (0, -question.shape[1] % self.config.token))
-        with torch.autocast(question.device.type, enabled=False):
-            s = self.spectrum
-            return s.log(s.magnitude(s.stft(question.float()))).unflatten(1, (-1, self.config.patch)).flatten(2)
+        question, s = F.pad(question, (0, -question.shape[1] % self.config.token)), self.spectrum
+        # bfloat16 has too few digits for this; float16 has those of TF32, and half the bytes
+        with torch.autocast(question.device.type, torch.float16, question.is_cuda and torch.is_autocast_enabled('cuda')):
+            spectrum = s.stft(question.float()).float()
+        return s.log(s.magnitude(spectrum)).unflatten(1, (-1, self.config.patch)).flatten(2)
 
     def pace(self, frames):
         """(B, T, patch * F) -> (B, T, 1), how fast time passes for the Mamba-2 layers. A pause can then be as long as it likes."""

@@ -258,13 +258,12 @@ def losses(frames, logits, prefix, batch, seen, task):
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
     mean = lambda x, over=valid: ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()  # every example counts alike
     out = {}
+    off = frames.float().unflatten(1, (-1, model.config.patch)) - model.hear(batch.answer).unflatten(2, (model.config.patch, -1))
     with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
-        target = s.stft(batch.answer)
-        off = (frames.float() - s.log(s.magnitude(target))).unflatten(1, (-1, model.config.patch))
         if w_frames:
             out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)))
         if w_wave or w_stft:
-            played = s.istft(s.with_phase(s.exp(frames.float()), target))
+            played = s.istft(s.with_phase(s.exp(frames.float()), s.stft(batch.answer)))
             if w_wave:
                 out['w_wave'] = mean((played - batch.answer).abs().unflatten(1, (-1, token)).mean(2))
             if w_stft:
