@@ -279,8 +279,9 @@ if triton:
         end, there, x, d = tl.minimum(start + span + 3, T), c < C, zxBCdt + i * T * W + HP + c, d + i * T * W + HP + c
         w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
         x0, x1, x2 = get(x + (end - 1) * W, there), get(x + (end - 2) * W, c < C * (end > 1)), get(x + (end - 3) * W, c < C * (end > 2))
-        bias, g1 = get(b + c, there), tl.zeros([channels], tl.float32)
-        g2, g3, d0, d1, d2, d3, db = g1, g1, g1, g1, g1, g1, g1
+        # three zeros, not one three times: what is the same before a loop and after it has been read once, Triton takes for a constant
+        g1, g2, g3 = tl.zeros([channels], tl.float32), tl.zeros([channels], tl.float32), tl.zeros([channels], tl.float32)
+        bias, d0, d1, d2, d3, db = get(b + c, there), g1, g1, g1, g1, g1
         for back in range(end - start):
             t = end - 1 - back
             own = t < start + span

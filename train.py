@@ -472,23 +472,24 @@ while iter_num < max_iters and not ended:
         save('ckpt.pt')
 bar.close()
 log_file.close()
-if not ended and bad:
-    fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
 if ended:
     seconds += time.time() - clock
     save('ckpt.pt')
+graphs.clear()  # they hold gigabytes, which the tests may need, and the connection between the processes, which could not be closed
+numbers = None
+torch.cuda.empty_cache()
+if world > 1:
+    dist.destroy_process_group()
+if ended:
     again = [a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume']
     with_ = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
     print(f"stopped at iteration {iter_num}; go on with: {with_} {shlex.join(again)}")
     sys.exit(128 + (stop or [signal.SIGTERM])[0])
-if world > 1:
-    dist.destroy_process_group()
+if bad:
+    fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
 print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---
-graphs.clear()  # they hold gigabytes, which the tests may need
-numbers = None
-torch.cuda.empty_cache()
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, signal.SIG_DFL)
 here = os.path.dirname(os.path.abspath(__file__))
