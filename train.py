@@ -166,7 +166,7 @@ elif dtype not in ('float32', 'bfloat16', 'float16'):
 if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
 if ssd == 'auto':
-    print(f"scan: {f'Triton kernels of our own up to {SHORT} tokens, if its sizes fit, else ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
+    print(f"scan: {f'its own Triton kernels up to {SHORT} tokens, where the sizes fit, else ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
           + (f"cannot be used: {kernel_missing()}" if kernel_missing() else f"from {KERNEL_FROM} tokens on; each where it is the fastest"))
 else:
     print(f"scan: {ssd}, as asked")
