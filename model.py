@@ -244,13 +244,15 @@ def causal_conv(x, w, b):
     return F.silu(sum(late(len(w) - 1 - i) * tap for i, tap in enumerate(w)) + b).to(x.dtype)
 
 
-# --- all of a Mamba-2 layer between its two products, for a sequence of up to SHORT tokens, on a GPU: in PyTorch each step of it is a pass
-# --- over memory, here it is one for the convolution and one for the rest. W is the width of in_proj's output, HP that of the gate z in front ---
+# --- a Mamba-2 layer between its two products, for a sequence of up to SHORT tokens, in half precision on a GPU: in PyTorch each step of it is a
+# --- pass over memory, here it is one for the convolution and one for the rest. f[grid](...) starts a program for each cell of the grid; a tensor
+# --- comes as the address of its contiguous numbers, and what a mask leaves out is not read.
+# --- W is the width of in_proj's output, HP that of the gate z in front ---
 
 if triton:
     @triton.jit
     def sigmoid(z):
-        """By the reciprocal root: GPUs have an instruction for it, and none for division"""
+        """By the reciprocal root, which is one instruction; Triton divides by a slower one"""
         root = tl.rsqrt(1 + tl.exp(-z))
         return root * root
 
@@ -279,7 +281,7 @@ if triton:
         end, there, x, d = tl.minimum(start + span + 3, T), c < C, zxBCdt + i * T * W + HP + c, d + i * T * W + HP + c
         w0, w1, w2, w3 = get(w + c, there), get(w + C + c, there), get(w + 2 * C + c, there), get(w + 3 * C + c, there)
         x0, x1, x2 = get(x + (end - 1) * W, there), get(x + (end - 2) * W, c < C * (end > 1)), get(x + (end - 3) * W, c < C * (end > 2))
-        # three zeros, not one three times: what is the same before a loop and after it has been read once, Triton takes for a constant
+        # three zeros, not one three times: g2 = g1 would look like a loop that leaves g2 as it is, and Triton take it for a constant; d0 to db are added to
         g1, g2, g3 = tl.zeros([channels], tl.float32), tl.zeros([channels], tl.float32), tl.zeros([channels], tl.float32)
         bias, d0, d1, d2, d3, db = get(b + c, there), g1, g1, g1, g1, g1
         for back in range(end - start):
