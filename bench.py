@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 import prepare
 from configurator import bounds, configure, fail
-from model import (SHORT, JMambaConfig, MiniJMamba, ShortMixer, capture, causal_conv, compile_parts, gate_and_norm, kernel_missing, pick_device, ssd,
+from model import (SHORT, JMambaConfig, MiniJMamba, ShortMixer, capture, compile_parts, kernel_missing, mixer, pick_device, ssd,
                    ssd_kernel, ssd_step, triton)
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
@@ -250,13 +250,6 @@ if 'scan' in parts:
             return scan(x.unflatten(-1, (H, P)), dt, A, B, C)
         return scan_one
     chunked = of_one(lambda *inputs: ssd(*inputs, 64))
-
-    def between(zxBCdt, w, b, dt_bias, A, D):
-        """The middle of a Mamba-2 layer, between its two products, as in Mamba2.forward"""
-        z, xBC, dt = zxBCdt.split([H * P, H * P + 2 * N, H], -1)
-        x, B, C = causal_conv(xBC, w, b).split([H * P, N, N], -1)
-        x = x.unflatten(-1, (H, P))
-        return gate_and_norm(ssd(x, F.softplus(dt.float() + dt_bias), A, B, C, 64) + D[:, None] * x, z)
     trained = [(256, 48), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
     sizes = trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384)]
     for n, T in [(n, T) for n, T in sizes if T <= tokens]:
@@ -292,9 +285,10 @@ if 'scan' in parts:
             for t in leaves:
                 t.requires_grad_()
             weight, pace, slowest, results = r(H * P), torch.ones(n, T, 1, device=device), None, []
-            mixer = lambda x, *more: ShortMixer.apply(x, pace, *more, P, N)
-            for what, f in {'compiled': between, 'four kernels': mixer}.items():
-                f = torch.compile(f, dynamic=False)  # which the rest of mixer needs too
+            plain = lambda x, *more: mixer(x, pace, *more, P, N, lambda *inputs: ssd(*inputs, 64))
+            fused = lambda x, *more: ShortMixer.apply(x, pace, *more, P, N)
+            for what, f in {'compiled': plain, 'four kernels': fused}.items():
+                f = torch.compile(f, dynamic=False)  # what ShortMixer does in PyTorch needs it too
                 both = lambda: torch.autograd.grad(f(*leaves), leaves, weight)
                 seconds = measure(both)
                 results.append([f(*leaves).detach(), *both()])

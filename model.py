@@ -444,6 +444,21 @@ def gate_and_norm(y, z):
     return F.rms_norm(y.float() * F.silu(z).unflatten(-1, y.shape[-2:]), y.shape[-1:], eps=1e-5).flatten(-2)
 
 
+def split(zxBCdt, pace, dt_bias, P, N):
+    """What in_proj gives (..., W) -> the gate z (..., HP), the convolution's input xBC (..., HP + 2N), the steps of time dt (..., H)"""
+    H = len(dt_bias)
+    z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
+    return z, xBC, F.softplus(dt[..., :H].float() + dt_bias) * pace
+
+
+def mixer(zxBCdt, pace, w, b, dt_bias, A, D, P, N, scan):
+    """ShortMixer in PyTorch, for any length and with any scan(x, dt, A, B, C)"""
+    z, xBC, dt = split(zxBCdt, pace, dt_bias, P, N)
+    x, B, C = causal_conv(xBC, w, b).split([len(A) * P, N, N], -1)
+    x = x.unflatten(-1, (len(A), P))  # (B, T, H, P)
+    return gate_and_norm(scan(x, dt, A, B, C) + D[:, None] * x, z)
+
+
 def ssd_step(h, x, dt, A, B, C):
     """ssd() for one token: the state h (B, H, P, N), x (B, H, P), dt (B, H), B and C (B, N) -> y (B, H, P) and the next state"""
     h = h * (dt * A).exp()[..., None, None] + (dt[..., None] * x)[..., None] * B[:, None, None]
@@ -470,26 +485,16 @@ class Mamba2(nn.Module):
         self.gate_norm = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
-    def split(self, zxBCdt):
-        """What in_proj gives (..., W) -> the gate z (..., d_inner), the convolution's input xBC (..., d_inner + 2N), dt (..., H)"""
-        c, d_conv = self.c, self.c.d_inner + 2 * self.c.d_state
-        z, xBC, dt = zxBCdt.tensor_split((c.d_inner, c.d_inner + d_conv), -1)
-        return z, xBC, F.softplus(dt[..., :self.n_heads].float() + self.dt_bias)
-
     def A(self):
         return F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
 
     def forward(self, u, pace):
         c, T, zxBCdt = self.c, u.shape[1], self.in_proj(self.norm(u))
+        inputs = zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D, c.head_dim, c.d_state
         if c.ssd == 'auto' and short_mixer_fits(zxBCdt, c):
-            return u + self.out(ShortMixer.apply(zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D, c.head_dim, c.d_state))
-        z, xBC, dt = self.split(zxBCdt)
-        dt = dt * pace
-        x, B, C = causal_conv(xBC, self.conv_weight, self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
-        x = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, P)
-        kernel = x.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
-        y = (ssd_kernel(x, dt, self.A(), B, C) if kernel else ssd(x, dt, self.A(), B, C, c.chunk)) + self.D[:, None] * x
-        return u + self.out(gate_and_norm(y, z))
+            return u + self.out(ShortMixer.apply(*inputs))
+        kernel = u.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
+        return u + self.out(mixer(*inputs, ssd_kernel if kernel else functools.partial(ssd, chunk=c.chunk)))
 
     def out(self, y):
         """(..., d_inner) -> (..., D). The weights of the norm go into those of out_proj: fewer passes over memory."""
@@ -499,8 +504,7 @@ class Mamba2(nn.Module):
         """forward for the next token alone: u (B, D), its pace (B, 1) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
         + 2N) and the scan's h (B, H, P, N) -> (B, D) and the next state, no larger"""
         c, (inputs, h) = self.c, state
-        z, xBC, dt = self.split(self.in_proj(self.norm(u)))
-        dt = dt * pace
+        z, xBC, dt = split(self.in_proj(self.norm(u)), pace, self.dt_bias, c.head_dim, c.d_state)
         inputs = torch.cat([inputs, xBC[:, None]], 1)
         x, B, C = F.silu((inputs * self.conv_weight).sum(1) + self.conv_bias).split([c.d_inner, c.d_state, c.d_state], -1)
         x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)

@@ -318,9 +318,8 @@ print(max(float((a - b).norm() / a.norm()) for a, b in zip(*results)))
 
 SHORT_PARITY = """
 import sys, torch
-import torch.nn.functional as F
 sys.path.insert(0, sys.argv[1])
-from model import ShortMixer, causal_conv, gate_and_norm, ssd
+from model import ShortMixer, mixer, ssd
 device, kind = sys.argv[2], getattr(torch, sys.argv[3])
 g = torch.Generator().manual_seed(0)
 r = lambda *shape: torch.randn(*shape, generator=g)
@@ -331,11 +330,7 @@ for B, T, H, P, N in ((3, 17, 3, 16, 32), (65, 2, 2, 16, 16), (1, 70, 2, 16, 16)
     pace = torch.rand(B, T, 1, generator=g).to(device)
     pace[:, 3:5] = 0  # time stands still
     weight = r(B, T, H * P).to(device)
-    def plain(zxBCdt, pace, w, b, dt_bias, A, D, P, N):
-        z, xBC, dt, _ = zxBCdt.float().split([H * P, C, H, 3], -1)
-        x, B_, C_ = causal_conv(xBC, w, b).split([H * P, N, N], -1)
-        x = x.unflatten(-1, (H, P))
-        return gate_and_norm(ssd(x, F.softplus(dt + dt_bias) * pace, A, B_, C_, 16) + D[:, None] * x, z)
+    plain = lambda zxBCdt, *more: mixer(zxBCdt.float(), *more, lambda *inputs: ssd(*inputs, 16))
     for f in (plain, ShortMixer.apply):
         leaves = [t.to(device).requires_grad_() for t in inputs]
         y = f(leaves[0], pace, *leaves[1:], P, N)

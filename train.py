@@ -258,10 +258,10 @@ def losses(frames, logits, prefix, batch, seen, task):
     valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
     mean = lambda x, over=valid: ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()  # every example counts alike
     out = {}
-    off = frames.float().unflatten(1, (-1, model.config.patch)) - model.hear(batch.answer).unflatten(2, (model.config.patch, -1))
+    if w_frames:
+        off = frames.float().unflatten(1, (-1, model.config.patch)) - model.hear(batch.answer).unflatten(2, (model.config.patch, -1))
+        out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)))
     with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
-        if w_frames:
-            out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)))
         if w_wave or w_stft:
             played = s.istft(s.with_phase(s.exp(frames.float()), s.stft(batch.answer)))
             if w_wave:
