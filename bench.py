@@ -250,7 +250,7 @@ if 'scan' in parts:
             return scan(x.unflatten(-1, (H, P)), dt, A, B, C)
         return scan_one
     chunked = of_one(lambda *inputs: ssd(*inputs, 64))
-    trained = [(256, 48), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
+    trained = [(256, 64), (64, 120)] if on_gpu else []  # mod and bracket, as the configs have them
     sizes = trained + [(max(1, together // T), T) for T in (32, 64, 256, 1024, 4096, 16384)]
     for n, T in [(n, T) for n, T in sizes if T <= tokens]:
         r = lambda *shape: torch.randn(n, T, *shape, generator=generator, device=device, dtype=kind)

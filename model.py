@@ -365,8 +365,8 @@ if triton:
 
 
 class ShortMixer(torch.autograd.Function):
-    """What in_proj gives, (B, T, W), pace (B, T, 1), the convolution's w (4, C) and b (C,), dt_bias, A and D (H,), head_dim and d_state -> what
-    out_proj gets, but for the weights of the norm: (B, T, HP)"""
+    """What in_proj gives, (B, T, W), pace (B, T, 1), which gets no gradient, the convolution's w (4, C) and b (C,), dt_bias, A and D (H,), head_dim
+    and d_state -> what out_proj gets, but for the weights of the norm: (B, T, HP)"""
 
     @staticmethod
     def forward(ctx, zxBCdt, pace, w, b, dt_bias, A, D, P, N):
@@ -374,7 +374,7 @@ class ShortMixer(torch.autograd.Function):
         zxBCdt, TP = zxBCdt.contiguous(), max(16, 1 << (T - 1).bit_length())
         xBC, out = zxBCdt.new_empty(B, T, C), zxBCdt.new_empty(B, T, H * P)
         conv_forward[(B, -(-C // 128), -(-T // 16))](zxBCdt, w, b, xBC, T, W, C, HP=H * P, channels=128, span=16, num_warps=2)
-        v = zxBCdt[..., H * P + C:][..., :H].transpose(1, 2).float().contiguous() + dt_bias[:, None]
+        v = zxBCdt[..., H * P + C:H * P + C + H].transpose(1, 2).float().contiguous() + dt_bias[:, None]
         step = F.softplus(v) * pace.transpose(1, 2)  # (B, H, T)
         total = (step * A[:, None]).cumsum(2)
         ctx.sizes = dict(H=H, P=P, N=N, TP=TP, num_warps=max(1, TP // 16))
@@ -401,10 +401,9 @@ KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's kernel; bench.py
 
 
 def short_mixer_fits(x, c):
-    """Whether ShortMixer can take x (B, T, W): on a GPU, in half precision, of a length and of sizes that it can tile"""
-    tiles = (16, 32, 64, 128)
+    """Whether ShortMixer can take x (B, T, W): on a GPU, in half precision, of a length and of sizes that it can tile, on the smallest card too"""
     return (bool(triton) and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x.shape[1] <= SHORT
-            and c.head_dim in tiles and c.d_state in tiles and c.d_conv == 4)
+            and c.head_dim in (16, 32) and c.d_state in (16, 32, 64, 128) and c.d_conv == 4)
 
 
 @functools.cache

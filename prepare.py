@@ -229,7 +229,7 @@ def n_digits(x, width):
 def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False, aloud=False, pairs=False, level=1.0):
     """A % B % C ... with A of so many digits or up to `high`; quotient=(low, high) is A // B of the first step.
     aloud=True asks a random line of the working, and the answer is the next line. pairs=True: two rows each have the same divisors left to
-    go on with, and lines that only drop a divisor, which are learned at once, are drawn a third as often."""
+    go on with, and lines that only drop a divisor are drawn half as often."""
     full = lambda x: torch.full((n,), x, device=device)
     k = steps[-1]
     b = randint(torch.ones(n, k, device=device, dtype=torch.long), 99 * 10.0 ** (level - torch.ones(n, k, device=device)), generator)
@@ -289,7 +289,7 @@ def mod(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None
     following = step(a, done)
     if pairs:
         drops = (following[0] == a) & (a > 0) & (done < n_ops)
-        ok = ok & (done == done[first]) & (~drops | (torch.rand(n, generator=generator, device=device)[first] < 1 / 3))
+        ok = ok & (done == done[first]) & (~drops | (torch.rand(n, generator=generator, device=device)[first] < 1 / 2))
     return line(a, done), line(*following), ok
 
 

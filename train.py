@@ -420,6 +420,7 @@ while iter_num < max_iters and not ended:
         if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere: back to the last checkpoint
             path = os.path.join(out_dir, 'ckpt.pt')
             slower /= 4
+            graphs.clear()
             if slower < 0.05 or not os.path.exists(path):
                 bar.close()
                 fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
@@ -427,7 +428,6 @@ while iter_num < max_iters and not ended:
             _, good = load_checkpoint(out_dir, device, 'resume')
             model.load_state_dict(good['model'])
             load_optimizer(good['optimizer'])
-            graphs.clear()
             in_a_row.zero_()
             bar.write(f"iter {iter_num}: 5 updates in a row were no numbers; back to the weights of iter {good['iter_num']}, "
                       f"with {slower:g} of the learning rate")
