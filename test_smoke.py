@@ -323,7 +323,7 @@ from model import ShortMixer, mixer, ssd
 device, kind = sys.argv[2], getattr(torch, sys.argv[3])
 g = torch.Generator().manual_seed(0)
 r = lambda *shape: torch.randn(*shape, generator=g)
-for B, T, H, P, N in ((3, 17, 3, 16, 32), (65, 2, 2, 16, 16), (2, 40, 2, 32, 128), (1, 70, 2, 16, 16), (2, 128, 2, 32, 64)):
+for B, T, H, P, N in ((3, 17, 3, 16, 32), (65, 2, 2, 16, 16), (1, 70, 2, 16, 16), (2, 128, 2, 32, 64), (2, 40, 2, 32, 128)):
     C, results = H * P + 2 * N, []
     W = H * P + C + H + 3
     inputs = [r(B, T, W).to(kind), r(4, C), r(C), r(H), -torch.tensor([0, 8.0, 1])[:H], 1 + torch.rand(H, generator=g)]
@@ -345,10 +345,10 @@ def test_kernels_equal_ssd_in_tritons_interpreter(script, packages):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     p = subprocess.run([sys.executable, '-c', script, HERE, 'cpu', 'float32'], capture_output=True, text=True, env={**os.environ, 'TRITON_INTERPRET': '1'})
-    assert p.returncode == 0 and max(map(float, p.stdout.split())) < 1e-4, p.stdout + p.stderr
+    assert p.returncode == 0 and max(map(float, p.stdout.split())) < 1e-5, p.stdout + p.stderr
 
 
-@pytest.mark.parametrize('kind, bound', [('float16', 2e-2), ('bfloat16', 1e-1)])
+@pytest.mark.parametrize('kind, bound', [('float16', 1e-2), ('bfloat16', 8e-2)])
 def test_short_mixer_equals_ssd_on_a_gpu(kind, bound):  # the interpreter does what Python does, which is not always what Triton compiles
     if not torch.cuda.is_available() or importlib.util.find_spec('triton') is None:
         pytest.skip("there is no GPU, or no Triton")
