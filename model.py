@@ -743,28 +743,30 @@ class MiniJMamba(nn.Module):
         With think > 1 the model hears its own answer as the next question, up to so many passes in all; an example is
         done when the sound that it plays is the sound that it heard. Nothing but sound is handed on.
         conversation=True returns the answers of every pass, a list, and how many passes changed each example (B,)."""
-        S, s, patch = question.shape[1], self.spectrum, self.config.patch
-        stft = lambda wave: s.stft(F.pad(wave, (0, -S % self.config.token)))
+        c, s, S = self.config, self.spectrum, question.shape[1]
         if lengths is None:
             lengths = torch.full((len(question),), S, device=question.device)
-        inside = torch.arange(S, device=question.device) < lengths[:, None]
-        dither = self.config.dither * torch.randn(S, generator=torch.Generator(question.device).manual_seed(0), device=question.device)
-        going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
+        # a token more: in training there was always some silence behind the last tone, and a recording may end with it
+        question, longer = F.pad(question, (0, -S % c.token + c.token)), lengths + c.token
+        at = torch.arange(question.shape[1], device=question.device)
+        inside = at < lengths[:, None]
+        dither = c.dither * torch.randn(at.shape, generator=torch.Generator(at.device).manual_seed(0), device=at.device)
+        going, answers, passes = torch.arange(len(question), device=at.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
             asked = question[going]
-            heard = stft(asked)
-            frames = s.log(s.magnitude(heard)).unflatten(1, (-1, patch)).flatten(2)
-            frames = self.answer(self.encode(self.hear(asked + dither)), frames, lengths[going])[0].float()
+            heard = s.stft(asked)
+            frames = s.log(s.magnitude(heard)).unflatten(1, (-1, c.patch)).flatten(2)
+            frames = self.answer(self.encode(self.hear(asked + dither)), frames, longer[going])[0].float()
             frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
-            wave = s.wave(s.exp(frames), self.config.griffin_lim, heard)[:, :S] * inside[going]
-            answers.append(question.index_copy(0, going, wave))
+            wave = s.wave(s.exp(frames), c.griffin_lim, heard) * inside[going]
+            question = question.index_copy(0, going, wave)
+            answers.append(question[:, :S])
             if think > 1:
-                a, b = (s.magnitude(x).unflatten(1, (-1, patch)).mean(2) for x in (heard, stft(wave)))
+                a, b = (s.magnitude(x).unflatten(1, (-1, c.patch)).mean(2) for x in (heard, s.stft(wave)))
                 going = going[(a - b).abs().amax((1, 2)) >= 0.2]  # a tone, of amplitude 0.5-0.8, has come or gone
                 passes[going] += 1
                 if not len(going):
                     break
-            question = answers[-1]
         return (answers, passes) if conversation else answers[-1]
 
 
