@@ -47,10 +47,10 @@ def squared(z):
     return torch.view_as_real(z).square().sum(-1)
 
 
-def find_tones(waves):
+def find_tones(waves, shortest=4):
     """Waveforms (B, S) at 16 kHz -> Tones.
 
-    A tone is a run of at least 4 frames whose energy lies mostly in one peak that is not 10 dB under the clip's loudest
+    A tone is a run of at least `shortest` frames, 2 or more, whose energy lies mostly in one peak that is not 10 dB under the clip's loudest
     and stays near one tone. Its pitch is the FFT peak of the whole run, with a parabola through the three highest bins. It is
     UNKNOWN if no symbol is near, if a second peak is nearly as high, or if less than a quarter of its energy is in the peak."""
     waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
@@ -69,7 +69,7 @@ def find_tones(waves):
     starts, ends = on & (~F.pad(on, (1, -1)) | moved), on & (~F.pad(on, (-1, 1)) | F.pad(moved, (-1, 1)))
     clip, first = starts.nonzero(as_tuple=True)
     last = ends.nonzero(as_tuple=True)[1]
-    keep = last - first >= 3
+    keep = last - first >= shortest - 1
     clip, first, last = clip[keep], first[keep] - 1, last[keep] - 1
     if not len(clip):
         return Tones(clip, clip, *4 * [clip.float()])
@@ -85,8 +85,9 @@ def find_tones(waves):
     left, top, right = (power.gather(1, (k + j)[:, None])[:, 0].clamp(min=1e-20).log() for j in (-1, 0, 1))
     hertz = (k + (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)) * (SAMPLE_RATE / 2048)
     beside = (torch.arange(power.shape[1], device=k.device) - k[:, None]).abs()
-    inside = (power * (beside <= 6)).sum(1) / power.sum(1).clamp(min=1e-20)
-    second = (power * (beside > 6)).amax(1) / power.amax(1).clamp(min=1e-20)
+    own = beside <= (4096 // n).clamp(min=6)[:, None]  # the peak of a tone that is shorter than 4 frames is wider
+    inside = (power * own).sum(1) / power.sum(1).clamp(min=1e-20)
+    second = (power * ~own).amax(1) / power.amax(1).clamp(min=1e-20)
     symbol = ((hertz - LOWEST) / SPACING).round().clamp(0, UNKNOWN - 1).long()
     error = (hertz - LOWEST - SPACING * symbol).abs()
     symbol = torch.where((error <= TOLERANCE) & (second < 0.16) & (inside > 0.25), symbol, UNKNOWN)
@@ -95,9 +96,9 @@ def find_tones(waves):
     return Tones(clip, symbol, start, length / SAMPLE_RATE, hertz, level)
 
 
-def transcribe(waves):
-    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol"""
-    tones = find_tones(waves)
+def transcribe(waves, shortest=4):
+    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol. Tones as in find_tones."""
+    tones = find_tones(waves, shortest)
     rows = [[] for _ in waves]
     for clip, symbol in zip(tones.clip.tolist(), tones.symbol.tolist()):
         rows[clip].append(symbol)
@@ -151,14 +152,15 @@ def read_logits(model, question, lengths, rhythm):
     return [decode(row) for row in symbols.where((symbols < UNKNOWN) & (middle < lengths[:, None]), -1)]
 
 
-def diagnose(task, line, wanted, heard, read):
-    """One line, asked, wanted, heard in the audio and read from the logits -> dict: its kind, and what was hard about it.
+def diagnose(task, line, wanted, heard, read, brief):
+    """One line, asked, wanted, heard in the audio, read from the logits, and heard in the audio if tones of 20 ms count as well -> dict: its
+    kind, and what was hard about it.
 
-    reasoning: the logits say the same wrong thing; rendering: they are right; timing: so are the tones, but for some that run together or
-    fall apart; both: audio and logits are wrong in different ways; unfinished: the line is right, and there were no passes left."""
+    reasoning: the logits say the same wrong thing; rendering: they are right; timing: so are the tones, but for some that run together,
+    fall apart or are too short; both: audio and logits are wrong in different ways; unfinished: the line is right, and there were no passes left."""
     once = lambda text: re.sub(r'(.)\1+', r'\1', text)  # AAB -> AB
     kind = 'unfinished' if heard == wanted else 'reasoning' if heard == read else 'both' if read != wanted else \
-        'timing' if once(heard) == once(wanted) else 'rendering'
+        'timing' if once(wanted) in (once(heard), once(brief)) else 'rendering'
     found = {'kind': kind, **dict(zip(('insertions', 'deletions', 'substitutions'), edits(heard, wanted)))}
     if task == 'mod' and '%' in line:
         a, b = line.split('%')[:2]
@@ -177,7 +179,7 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm, keep):
     k = next((k for k, h in enumerate(heard) if h != line(k + 1)), len(heard) - 1)
     read = read_logits(model, sounds[k], lengths, rhythm)[0]
     return {'line': k + 1, 'line_asked': line(k), 'line_wanted': line(k + 1), 'line_heard': heard[k], 'line_read': read,
-            **diagnose(task, line(k), line(k + 1), heard[k], read),
+            **diagnose(task, line(k), line(k + 1), heard[k], read, transcribe(sounds[k + 1], 2)[0]),
             **({'sounds': [s[0, :lengths[0]].cpu().clone() for s in sounds[k:k + 2]]} if keep else {})}
 
 
