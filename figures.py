@@ -94,21 +94,18 @@ def table(runs):
 
 def chart(runs, path):
     """Draw the same table, in colours"""
-    found = {task: cells(runs, task) for task in SPLITS}
-    found = {task: (splits, rows) for task, (splits, rows) in found.items() if rows}
-    columns, height = sum(len(splits) for splits, _ in found.values()), max(len(rows) for _, rows in found.values())
-    fig = Figure(figsize=(3.5 + 0.62 * columns, 2.2 + 0.32 * height), layout='constrained')
-    axes = fig.subplots(1, len(found), squeeze=False, gridspec_kw={'width_ratios': [len(s) for s, _ in found.values()]})[0]
-    named = None
+    found = {task: found for task in SPLITS if (found := cells(runs, task))[1]}
+    columns = [len(splits) for splits, _ in found.values()]
+    fig = Figure(figsize=(3 + 0.55 * sum(columns), 2.2 + 0.32 * len(runs)), layout='constrained')
+    axes = fig.subplots(1, len(found), sharey=True, squeeze=False, gridspec_kw={'width_ratios': columns})[0]
     for ax, (task, (splits, rows)) in zip(axes, found.items()):
-        values = np.array([[mean(c) if c else np.nan for c in row] for row in rows.values()])
+        values = np.array([[mean(c) if c else np.nan for c in rows.get(name, [[]] * len(splits))] for name in runs])
         ax.imshow(values, vmin=0, vmax=100, cmap='YlGnBu', aspect='auto')
         for (i, j), v in np.ndenumerate(values):
             if v == v:
-                ax.text(j, i, f"{v:.3g}", ha='center', va='center', fontsize=8, color='white' if v > 60 else 'black')
+                ax.text(j, i, f"{v:.3g}", ha='center', va='center', fontsize=9, color='white' if v > 60 else 'black')
         ax.set_xticks(range(len(splits)), splits, rotation=60, ha='right')
-        ax.set_yticks(range(len(rows)), rows if list(rows) != named else [])
-        named = list(rows)
+        ax.set_yticks(range(len(runs)), runs)
         ax.set_title(f"{task}: exact match (%)", fontsize=10)
     fig.savefig(path, dpi=110)
 
@@ -201,7 +198,7 @@ WORSE = {
     'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=False)),
     'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=True)),
     'reverberation (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
-    'clipped at (share of full scale)': ((0.8, 0.4, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=b.question.clamp(-x, x))),
+    'clipped at (share of a middling tone)': ((1.0, 0.5, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=0.65 * (b.question / (0.65 * x)).clamp(-1, 1))),
     'band from 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), lambda b, x: filtered(b, 300, x)),
     'tempo': ((0.8, 0.9, 1.0, 1.1, 1.25), lambda b, x: replayed(b, tempo=x)),
     'pitch shifted by (Hz)': ((-40, -20, -10, 0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
@@ -265,6 +262,7 @@ def counting(model, path):
     plain(trace, xlabel='bracket', ylabel='depth', title='one question of length 40')
     plain(left, xlabel='bracket', ylabel='depth right, rounded (%)', ylim=(-3, 103), title='depth')
     plain(right, xlabel='bracket', ylabel='right (%)', ylim=(-3, 103), title='has it been below 0?')
+    left.plot([], [], ':', color='0.4', label='untrained')
     trace.legend(frameon=False)
     left.legend(frameon=False)
     fig.savefig(path, dpi=110)
@@ -302,7 +300,7 @@ if __name__ == '__main__':
     what = ''          # passes, robustness, counting or pointer; '' is spectrograms of WAV files, the table and chart of runs
     out = ''           # the picture to write; '' is named after what it shows
     num_samples = 200  # questions for each point of robustness
-    named = [a for a in sys.argv[1:] if not a.startswith('-')]
+    named = list(dict.fromkeys(a for a in sys.argv[1:] if not a.startswith('-')))
     configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
     bounds(globals(), num_samples=1)
     if not named:

@@ -17,7 +17,7 @@ from configurator import SEEDS, bounds, configure, fail
 from figures import spectrogram
 from model import load_checkpoint, pick_device
 from prepare import SPLITS, decode, fresh_folder, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
-from score import transcribe
+from score import find_tones, transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
 init_from = 'out_dir'   # or release: the weights that come with the code; samples then go to out/release/samples
@@ -48,9 +48,11 @@ try:
         questions.append((play_text(start, seed), start, wanted))
     elif wav:
         wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
-        asked = transcribe(wave[None])[0]
+        tones = find_tones(wave[None])
+        asked = decode(tones.symbol)
         if not asked:
             fail(f"{wav}: no tone can be heard in it")
+        wave = wave * 0.65 * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on: a recording may be faint
         try:
             wanted = solve(task_for(asked), asked)
         except ValueError:  # a sound that is no symbol, or no question of this task: the model is asked all the same

@@ -585,6 +585,8 @@ def test_the_released_weights_answer(tmp_path, monkeypatch):
     assert 'heard 5: 987%65%7 -> 337%65%7 -> 12%65%7 -> 12%7 -> 5%7 -> 5' in text
     assert 'heard V' in run('sample.py', '--init_from=release', '--start=(()())', '--device=cpu')
     assert 'not finished' in run('sample.py', '--init_from=release', '--start=((((()))))', '--think=2', '--device=cpu')
+    write_wav('faint.wav', 0.03 * play_text('987%65%7'))
+    assert 'asked 987%65%7, wanted 5, heard 5' in run('sample.py', '--init_from=release', '--wav=faint.wav', '--device=cpu')
 
 
 def test_bench(tmp_path):
