@@ -102,7 +102,7 @@ def configure(settings, argv=None):
             with open(arg) as f:
                 exec(compile(f.read(), arg, 'exec'), scope)
         except OSError as e:
-            fail(f"cannot read the config file {arg}: {e.strerror}")
+            fail(f"cannot read the config file {e.filename or arg}: {e.strerror}")
         except Exception as e:
             fail(f"config file {arg}: {type(e).__name__}: {e}")
         for key, value in scope.items():

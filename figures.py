@@ -3,12 +3,12 @@ Every picture.
 
 $ python figures.py out/mirror/samples/000_question.wav out/mirror/samples/000_answer.wav    # spectrograms, symbols at their tones
 $ python figures.py out/*                                   # a table of runs' test results, and its chart
-$ python figures.py --what=passes out/mod_s*                # accuracy against how often the model may hear its own answer
+$ python figures.py --what=passes out/mod out/mod_s*        # accuracy against how often the model may hear its own answer
 $ python figures.py --what=robustness out/multitask         # accuracy against noise, echo, clipping, tempo, pitch, ...
 $ python figures.py --what=counting out/bracket             # can the depth of brackets be read off the encoder's states?
 $ python figures.py --what=pointer out/mirror               # where the pointer points
 
-Runs whose folders differ only in a last _s and a number are seeds of one run: means are drawn, and tables show (the worst).
+Runs are shown in the order in which they are named. Those whose folders differ only in a last _s and a number are seeds of one run: means are drawn, and tables show (the worst).
 """
 import io
 import json
@@ -54,16 +54,16 @@ def spectrogram(rows, path):
 
 def load_scores(folders):
     """Run folders -> {name: [(its scores, seconds of training) of each seed]}"""
-    runs = {}
-    for folder in folders:
-        flag = '--init_from=release' if folder == 'release' else f'--out_dir={folder}'
-        folder = 'out/release' if folder == 'release' else folder
+    folders, runs = {f: 'out/release' if f == 'release' else f for f in folders}, {}
+    top = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in folders.values()] or ['.'])
+    for named, folder in folders.items():
+        flag = '--init_from=release' if named == 'release' else f'--out_dir={folder}'
         try:
             with open(os.path.join(folder, 'scores.json')) as f:
                 found = json.load(f)
-            runs.setdefault(re.sub(r'_s\d+$', '', os.path.basename(os.path.normpath(folder))), []).append((found['scores'], found.get('seconds')))
+            runs.setdefault(re.sub(r'_s\d+$', '', os.path.relpath(folder, top)), []).append((found['scores'], found.get('seconds')))
         except (OSError, ValueError, KeyError):
-            print(f"{folder} has no scores.json; make it with: python score.py {flag}", file=sys.stderr)
+            print(f"{named} has no scores.json; make it with: python score.py {flag}", file=sys.stderr)
     if not runs:
         raise ValueError("none of these folders has a scores.json; score.py makes it")
     return runs

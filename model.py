@@ -736,6 +736,18 @@ class MiniJMamba(nn.Module):
             made = made * new.unflatten(1, (-1, c.patch))[..., None]
         return (gate * pointed + (1 - gate) * made).flatten(1, 2), self.logits(x)
 
+    def reply(self, question, lengths):
+        """What generate hears and plays in one pass: waveforms (B, S), their lengths (B,) -> the spectrum heard (B, frames, 2, F), answer
+        frames (B, frames, F) and symbol logits (B, T, n_symbols + 1), T being whole tokens and one more"""
+        c, s = self.config, self.spectrum
+        # the token more is silent: in training there was always some silence behind the last tone, and a recording may end with it
+        question = F.pad(question, (0, -question.shape[1] % c.token + c.token))
+        heard = s.stft(question)
+        frames = s.log(s.magnitude(heard)).unflatten(1, (-1, c.patch)).flatten(2)
+        dither = c.dither * torch.randn(question.shape[1], generator=torch.Generator(question.device).manual_seed(0), device=question.device)
+        answer, logits, _ = self.answer(self.encode(self.hear(question + dither)), frames, lengths + c.token)
+        return heard, answer.float(), logits
+
     @torch.no_grad()
     def generate(self, question, lengths=None, think=1, conversation=False):
         """Waveforms (B, S) and their lengths in samples -> answer waveforms (B, S), silent beyond each length.
@@ -746,21 +758,14 @@ class MiniJMamba(nn.Module):
         c, s, S = self.config, self.spectrum, question.shape[1]
         if lengths is None:
             lengths = torch.full((len(question),), S, device=question.device)
-        # a token more: in training there was always some silence behind the last tone, and a recording may end with it
-        question, longer = F.pad(question, (0, -S % c.token + c.token)), lengths + c.token
-        at = torch.arange(question.shape[1], device=question.device)
-        inside = at < lengths[:, None]
-        dither = c.dither * torch.randn(at.shape, generator=torch.Generator(at.device).manual_seed(0), device=at.device)
-        going, answers, passes = torch.arange(len(question), device=at.device), [], torch.zeros_like(lengths)  # whose sound still changes
+        going, answers, passes = torch.arange(len(question), device=question.device), [], torch.zeros_like(lengths)  # whose sound still changes
         for _ in range(think):
-            asked = question[going]
-            heard = s.stft(asked)
-            frames = s.log(s.magnitude(heard)).unflatten(1, (-1, c.patch)).flatten(2)
-            frames = self.answer(self.encode(self.hear(asked + dither)), frames, longer[going])[0].float()
+            heard, frames, _ = self.reply(question[going], lengths[going])
             frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
-            wave = s.wave(s.exp(frames), c.griffin_lim, heard) * inside[going]
-            question = question.index_copy(0, going, wave)
-            answers.append(question[:, :S])
+            wave = s.wave(s.exp(frames), c.griffin_lim, heard)
+            wave = wave * (torch.arange(wave.shape[1], device=wave.device) < lengths[going, None])
+            question = question.index_copy(0, going, wave[:, :S])
+            answers.append(question)
             if think > 1:
                 a, b = (s.magnitude(x).unflatten(1, (-1, c.patch)).mean(2) for x in (heard, s.stft(wave)))
                 going = going[(a - b).abs().amax((1, 2)) >= 0.2]  # a tone, of amplitude 0.5-0.8, has come or gone

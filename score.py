@@ -146,7 +146,7 @@ def spoil_batch(b, how):
 
 def read_logits(model, question, lengths, rhythm):
     """What the symbol logits say, at the middle of each tone -> a list of texts. To tell kinds of mistakes apart, never for a score."""
-    logits, middle = model(question, lengths)[1], (rhythm.start + rhythm.length / 2) * SAMPLE_RATE  # of each tone
+    logits, middle = model.reply(question, lengths)[2], (rhythm.start + rhythm.length / 2) * SAMPLE_RATE  # of each tone
     at = ((middle - model.config.middle) / model.config.token).round().long().clamp(0, logits.shape[1] - 1)
     symbols = logits.argmax(2).gather(1, at)
     return [decode(row) for row in symbols.where((symbols < UNKNOWN) & (middle < lengths[:, None]), -1)]
@@ -221,14 +221,14 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
             'distinct': len(asked), **thought, 'mistakes': mistakes}
 
 
-def write_errors(mistakes, folder):
-    """Write mistakes to folder/errors.jsonl, the sounds of the first ones to folder/errors/, and print what kinds there are"""
-    fresh_folder(os.path.join(folder, 'errors'), r'\d+_(question|answer)\.wav')
+def write_errors(mistakes, folder, name):
+    """Write mistakes to folder/name.jsonl, the sounds of the first ones to folder/name/, and print what kinds there are"""
+    fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
     for i, m in enumerate(mistakes):
         for kind, sound in zip(('question', 'answer'), m.pop('sounds', ())):
-            m[kind] = f'errors/{i:03d}_{kind}.wav'
+            m[kind] = f'{name}/{i:03d}_{kind}.wav'
             write_wav(os.path.join(folder, m[kind]), sound)
-    with open(os.path.join(folder, 'errors.jsonl'), 'w') as f:
+    with open(os.path.join(folder, name + '.jsonl'), 'w') as f:
         f.writelines(json.dumps(m) + '\n' for m in mistakes)
     count = lambda rows, key: ', '.join(f"{k}: {v}" for k, v in Counter(r[key] for r in rows if key in r).most_common(6))
     print(f"\n{'task':8} {'split':14} {'wrong':>5}  what is wrong with the first wrong line")
@@ -249,7 +249,8 @@ if __name__ == '__main__':
     think = 16              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
-    errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones
+    errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones; of one split
+                            # or a control errors_SPLIT and errors_CONTROL
     spoil = ''              # a control: phase, noise, longer, shorter: see spoil_batch; writes no scores.json
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
@@ -274,8 +275,6 @@ if __name__ == '__main__':
         sys.exit(0)
 
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
-    if spoil and errors:
-        fail("errors are of the test as it is: leave out --spoil")
     if spoil not in ('', 'phase', 'noise', 'longer', 'shorter'):
         fail(f"spoil is phase, noise, longer or shorter, not {spoil!r}")
     try:
@@ -311,7 +310,7 @@ if __name__ == '__main__':
     try:
         os.makedirs(folder, exist_ok=True)
         if errors:
-            write_errors(wrong_lines, folder)
+            write_errors(wrong_lines, folder, '_'.join(['errors', *([split] if split != 'all' else []), *([spoil] if spoil else [])]))
         if split == 'all' and not spoil:  # scores.json is of the whole test
             path = os.path.join(folder, 'scores.json')
             with open(path + '.tmp', 'w') as f:

@@ -600,7 +600,7 @@ def test_bench(tmp_path):
 
 def test_mistakes_are_sorted(trained):
     text = run('score.py', f'--out_dir={trained[0]}', '--num_samples=6', '--split=iid', '--errors=True')
-    rows = [json.loads(line) for line in (trained[0] / 'errors.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in (trained[0] / 'errors_iid.jsonl').read_text().splitlines()]
     wrong = round(6 * (1 - float(re.search(r'mirror_iid_em: (.*)', text)[1])))
     assert len(rows) == wrong > 0 and re.search(rf'mirror +iid +{wrong}  ', text) and {'asked', 'wanted', 'heard', 'kind', 'deletions'} <= set(rows[0])
     assert transcribe(read_wav(str(trained[0] / rows[0]['question']))[None]) == [rows[0]['asked']]
@@ -624,8 +624,8 @@ def test_logits_are_read_where_the_tones_are():
     symbol = b.asked.gather(1, slot.clamp(min=0)).where(sounding, -1)
     logits = F.one_hot(symbol.where(symbol >= 0, len(SYMBOLS)), len(SYMBOLS) + 1).float()
     class Said:
-        def __call__(self, question, lengths):
-            return None, logits, None
+        def reply(self, question, lengths):
+            return None, None, logits
     said = Said()
     said.config = config
     assert score.read_logits(said, b.question, b.lengths, b.rhythm) == [decode(r) for r in b.asked]
