@@ -977,12 +977,12 @@ def test_settings_that_cannot_be_get_a_sentence(flag, says, tmp_path, monkeypatc
 
 
 def test_figures_of_runs(tmp_path):
-    for name, exact in (('mod_s1', 1.0), ('mod_s2', 0.9), ('mod_direct', 0.5)):
-        thought = {'by_passes': {'1': 0.1, '2': 0.5, '4': exact}, 'passes_by_lines': {'1': 1, '3': 2.9}} if name != 'mod_direct' else {}
-        (tmp_path / name).mkdir()
+    for name, exact in (('mod_s1', 1.0), ('mod_s2', 0.9), ('old/mod_s1', 0.5)):
+        thought = {'by_passes': {'1': 0.1, '2': 0.5, '4': exact}, 'passes_by_lines': {'1': 1, '3': 2.9}} if name != 'old/mod_s1' else {}
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / 'scores.json').write_text(json.dumps({'scores': {'mod': {'iid': {'exact_match': exact, 'n': 20, **thought}}}, **({'seconds': 60} if thought else {})}))
-    text = run('figures.py', *(tmp_path / d for d in ('mod_s1', 'mod_s2', 'mod_direct')), f"--out={tmp_path / 'table.png'}")
-    assert '| mod | 2 | 95 (90) | 60 |' in text and '| mod_direct | 1 | 50 |  |' in text
+    text = run('figures.py', *(tmp_path / d for d in ('old/mod_s1', 'mod_s1', 'mod_s2', 'mod_s1')), f"--out={tmp_path / 'table.png'}")
+    assert '| old/mod | 1 | 50 |  |\n| mod | 2 | 95 (90) | 60 |' in text  # in the order named, each once
     assert (tmp_path / 'table.png').read_bytes()[:4] == b'\x89PNG'
     run('figures.py', '--what=passes', tmp_path / 'mod_s1', f"--out={tmp_path / 'passes.png'}")
     assert (tmp_path / 'passes.png').read_bytes()[:4] == b'\x89PNG'
