@@ -85,11 +85,12 @@ def table(runs):
     for task in SPLITS:
         splits, rows = cells(runs, task)
         if rows:
-            print(f"\n| {task} | seeds | {' | '.join(splits)} | seconds |\n|{' --- |' * (len(splits) + 3)}")
+            print(f"\n| {task} | seeds | questions | {' | '.join(splits)} | seconds |\n|{' --- |' * (len(splits) + 4)}")
         for name, row in rows.items():
             texts = ['' if not c else f"{c[0]:.4g}" if len(c) == 1 else f"{mean(c):.4g} ({min(c):.4g})" for c in row]
             times = [t for _, t in runs[name] if t]
-            print(f"| {name} | {len(runs[name])} | " + ' | '.join(texts) + f" | {f'{mean(times):.0f}' if times else ''} |")
+            asked = min(split['n'] for one, _ in runs[name] for split in one.get(task, {}).values())
+            print(f"| {name} | {len(runs[name])} | {asked} | " + ' | '.join(texts) + f" | {f'{mean(times):.0f}' if times else ''} |")
 
 
 def chart(runs, path):
@@ -305,18 +306,20 @@ if __name__ == '__main__':
     bounds(globals(), num_samples=1)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
-    what = what or ('table' if os.path.isdir(named[0]) else 'spectrogram')
+    what = what or ('table' if named[0] == 'release' or os.path.isdir(named[0]) else 'spectrogram')
     out = out or what + '.png'
     try:
         if what == 'spectrogram':
             spectrogram([(w, read_wav(w)) for w in named], out)
         elif what == 'table':
-            runs = load_scores([f for f in named if os.path.isdir(f)])
+            runs = load_scores([f for f in named if f == 'release' or os.path.isdir(f)])
             table(runs)
             chart(runs, out)
         elif what == 'passes':
             passes(load_scores(named), out)
         elif what in ('robustness', 'counting', 'pointer'):
+            if len(named) > 1:
+                fail(f"{what} is of one run: name its folder alone")
             net, checkpoint = jmamba.load_checkpoint(named[0], init_from='release' if named[0] == 'release' else 'out_dir')
             if what == 'counting' and 'bracket' not in checkpoint['config']['tasks']:
                 fail(f"counting is for a model of bracket, not of {checkpoint['config']['tasks']}")

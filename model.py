@@ -852,7 +852,9 @@ def load_checkpoint(out_dir, device='cpu', init_from='out_dir'):
         raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
     path = next((p for p in paths[init_from] if os.path.exists(p)), None)
     if path is None:
-        raise ValueError(f"there is no {paths[init_from][-1]}; train a model with: python train.py config/mirror.py --out_dir={out_dir}"
+        config = os.path.join('config', os.path.basename(os.path.normpath(out_dir)) + '.py')
+        config = config if os.path.exists(os.path.join(here, config)) else 'config/mirror.py'
+        raise ValueError(f"there is no {paths[init_from][-1]}; train a model with: python train.py {config} --out_dir={out_dir}"
                          + ("; or take the weights that come with the code: --init_from=release" if init_from == 'out_dir' else ''))
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)

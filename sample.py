@@ -48,11 +48,12 @@ try:
         questions.append((play_text(start, seed), start, wanted))
     elif wav:
         wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
+        wave = wave / wave.abs().max().clamp(min=1e-9)  # a recording may be faint
         tones = find_tones(wave[None])
         asked = decode(tones.symbol)
         if not asked:
             fail(f"{wav}: no tone can be heard in it")
-        wave = wave * 0.65 * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on: a recording may be faint
+        wave = wave * 0.65 * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on
         try:
             wanted = solve(task_for(asked), asked)
         except ValueError:  # a sound that is no symbol, or no question of this task: the model is asked all the same

@@ -230,8 +230,9 @@ def write_errors(mistakes, folder, name):
             write_wav(os.path.join(folder, m[kind]), sound)
     with open(os.path.join(folder, name + '.jsonl'), 'w') as f:
         f.writelines(json.dumps(m) + '\n' for m in mistakes)
+    print(f"\nwrote {len(mistakes)} mistakes to {os.path.join(folder, name + '.jsonl')}, the sounds of the first ones to {os.path.join(folder, name)}")
     count = lambda rows, key: ', '.join(f"{k}: {v}" for k, v in Counter(r[key] for r in rows if key in r).most_common(6))
-    print(f"\n{'task':8} {'split':14} {'wrong':>5}  what is wrong with the first wrong line")
+    print(f"{'task':8} {'split':14} {'wrong':>5}  what is wrong with the first wrong line")
     for task, split in dict.fromkeys((m['task'], m['split']) for m in mistakes):
         rows = [m for m in mistakes if (m['task'], m['split']) == (task, split)]
         more = [f"{key:16} {found}" for key in ('line', 'digits', 'quotient', 'A < B', 'borrow', 'length', 'deepest', 'first violation') if (found := count(rows, key))]
