@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy.io import wavfile
 
 import model as jmamba
-from prepare import SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav
+from prepare import LOUDNESS, SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav
 from score import evaluate, find_tones
 
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # told apart by the colour-blind too (Okabe and Ito)
@@ -153,7 +153,7 @@ def noise_at(b, db, pink):
         spectrum = torch.fft.rfft(noise)
         noise = torch.fft.irfft(spectrum / torch.arange(spectrum.shape[1]).clamp(min=1).sqrt(), n=noise.shape[1])
         noise /= noise.std()
-    sounding = b.answer.new_tensor(0.65 ** 2 / 2)  # power of a tone of middle loudness
+    sounding = b.answer.new_tensor(LOUDNESS ** 2 / 2)  # power of a tone of middle loudness
     return b._replace(question=b.question + noise * (sounding * 10 ** (-db / 10)).sqrt())
 
 
@@ -199,7 +199,7 @@ WORSE = {
     'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=False)),
     'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=True)),
     'reverberation (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
-    'clipped at (share of a middling tone)': ((1.0, 0.5, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=0.65 * (b.question / (0.65 * x)).clamp(-1, 1))),
+    'clipped at (share of a middling tone)': ((1.0, 0.5, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=LOUDNESS * (b.question / (LOUDNESS * x)).clamp(-1, 1))),
     'band from 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), lambda b, x: filtered(b, 300, x)),
     'tempo': ((0.8, 0.9, 1.0, 1.1, 1.25), lambda b, x: replayed(b, tempo=x)),
     'pitch shifted by (Hz)': ((-40, -20, -10, 0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
@@ -306,15 +306,16 @@ if __name__ == '__main__':
     bounds(globals(), num_samples=1)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
-    what = what or ('table' if named[0] == 'release' or os.path.isdir(named[0]) else 'spectrogram')
+    runs = [name for name in named if name == 'release' or os.path.isdir(name)]
+    what = what or ('table' if named[0] in runs else 'spectrogram')
     out = out or what + '.png'
     try:
         if what == 'spectrogram':
             spectrogram([(w, read_wav(w)) for w in named], out)
         elif what == 'table':
-            runs = load_scores([f for f in named if f == 'release' or os.path.isdir(f)])
-            table(runs)
-            chart(runs, out)
+            scores = load_scores(runs)
+            table(scores)
+            chart(scores, out)
         elif what == 'passes':
             passes(load_scores(named), out)
         elif what in ('robustness', 'counting', 'pointer'):

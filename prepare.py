@@ -39,6 +39,7 @@ TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
 JITTER = 0.1       # of both durations, either way
 DETUNE = 4.0       # Hz either way
 LEAD = 0.02        # seconds of silence before the first slot, at most
+LOUDNESS = 0.65    # amplitude of a tone of middle loudness
 NOISE = 0.03       # standard deviation of the white noise in a question, at most
 BLOCK = 6400       # samples; batches are padded to a multiple of it: whole tokens of the model, and a size that GPUs like
 # In order of pitch. K and L are never trained on: L lies at the edge of mirror's band, K inside it.
@@ -468,7 +469,7 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         return Batch(question, clean, lengths, changed, asked, wanted, rhythm)
     # what is played anew, not repeated, is played plainly: on pitch and of middle loudness
     new = asked != wanted
-    plain = rhythm._replace(detune=rhythm.detune.where(~new, 0), amplitude=rhythm.amplitude.where(~new, 0.65))
+    plain = rhythm._replace(detune=rhythm.detune.where(~new, 0), amplitude=rhythm.amplitude.where(~new, LOUDNESS))
     return Batch(question, play(wanted, plain, n_samples), lengths, changed, asked, wanted, rhythm)
 
 

@@ -16,7 +16,7 @@ import sys
 from configurator import SEEDS, bounds, configure, fail
 from figures import spectrogram
 from model import load_checkpoint, pick_device
-from prepare import SPLITS, decode, fresh_folder, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
+from prepare import LOUDNESS, SPLITS, decode, fresh_folder, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
 from score import find_tones, transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
@@ -53,7 +53,7 @@ try:
         asked = decode(tones.symbol)
         if not asked:
             fail(f"{wav}: no tone can be heard in it")
-        wave = wave * 0.65 * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on
+        wave = wave * LOUDNESS * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on
         try:
             wanted = solve(task_for(asked), asked)
         except ValueError:  # a sound that is no symbol, or no question of this task: the model is asked all the same

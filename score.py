@@ -250,8 +250,7 @@ if __name__ == '__main__':
     think = 16              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
-    errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones; of one split
-                            # or a control errors_SPLIT and errors_CONTROL
+    errors = False          # sort the mistakes: prints a table, writes errors.jsonl and errors/, the sounds of the first ones; with the split and the control in their names, if one is given
     spoil = ''              # a control: phase, noise, longer, shorter: see spoil_batch; writes no scores.json
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
@@ -311,7 +310,7 @@ if __name__ == '__main__':
     try:
         os.makedirs(folder, exist_ok=True)
         if errors:
-            write_errors(wrong_lines, folder, '_'.join(['errors', *([split] if split != 'all' else []), *([spoil] if spoil else [])]))
+            write_errors(wrong_lines, folder, '_'.join(filter(None, ('errors', split * (split != 'all'), spoil))))
         if split == 'all' and not spoil:  # scores.json is of the whole test
             path = os.path.join(folder, 'scores.json')
             with open(path + '.tmp', 'w') as f:
