@@ -51,7 +51,6 @@ class JMambaConfig:
     mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
     attention: bool = True    # False: none at all; the decoder gets the encoder's token of the same moment, and no pointer
     pointer: bool = True      # False: every frame is generated
-    spectrum: bool = True     # False: tokens are raw samples, and so is what is played
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
     window: int = 16          # tokens that self-attention and attention by clock reach
@@ -68,8 +67,6 @@ class JMambaConfig:
     dither: float = 0.01      # standard deviation of the white noise behind what the encoder hears: it was not trained on digital silence
 
     def __post_init__(self):
-        if not self.spectrum:
-            self.n_bins = self.hop
         for key, value in vars(self).items():
             if type(value) in (int, float) and value <= 0 and key not in ('counting', 'griffin_lim', 'dither'):
                 raise ValueError(f"{key} must be positive, not {value}")
@@ -181,27 +178,6 @@ class Spectrum(nn.Module):
         for _ in range(iterations):
             spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
         return self.istft(spectrum)
-
-
-class Samples(Spectrum):
-    """In the place of Spectrum: frames are the samples themselves, (B, frames, hop)"""
-
-    def stft(self, wave, before=None):
-        return wave.unflatten(1, (-1, self.hop))
-
-    def magnitude(self, blocks):
-        return blocks
-
-    log = exp = magnitude
-
-    def sounds(self, samples):
-        return (20 * samples.float().abs().amax(-1, keepdim=True) - 1).clamp(0, 1)
-
-    def squelch(self, samples):
-        return samples * (self.sounds(samples) > 0)
-
-    def wave(self, blocks, iterations, heard):
-        return blocks.flatten(1)
 
 
 # --- Mamba-2 ---
@@ -623,7 +599,7 @@ class MiniJMamba(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.spectrum = (Spectrum if c.spectrum else Samples)(c)
+        self.spectrum = Spectrum(c)
         self.embed = nn.Linear(c.patch * c.n_bins, c.d_model)
         self.encoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))

@@ -68,7 +68,6 @@ freeze = True            # the Mamba-2 states stand still while nothing sounds
 mamba = True             # false: self-attention in the place of every Mamba-2 layer
 attention = True         # false: none; the decoder gets the encoder's token of the same moment, and no pointer
 pointer = True           # false: every frame is generated
-spectrum = True          # false: raw samples go in and come out
 shuffled = False         # a control: every question gets another's answer
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
@@ -139,8 +138,6 @@ bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log
        patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_so_far=0, blind=(0, 1), foreign=(0, 1))
 if BLOCK % (JMambaConfig.hop * patch):
     fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
-if not spectrum and w_wave + w_stft:
-    fail("w_wave and w_stft need the spectrum; raw samples have their loss in w_frames")
 hiding = [t for t in tasks_list if blind and (t == 'mirror' or t == 'mod' and t in aloud_list)]  # the tasks that blind is for
 if hiding and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
