@@ -24,8 +24,8 @@ import torch.nn.functional as F
 
 import prepare
 from configurator import bounds, configure, fail
-from model import (SHORT, JMambaConfig, MiniJMamba, ShortMixer, capture, compile_parts, kernel_missing, mixer, pick_device, ssd,
-                   ssd_kernel, ssd_step, triton)
+from model import (D_CONV, EXPAND, SHORT, JMambaConfig, MiniJMamba, ShortMixer, capture, compile_parts, kernel_missing, mixer, pick_device,
+                   ssd, ssd_kernel, ssd_step, triton)
 from prepare import SAMPLE_RATE, SYMBOLS, decode, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 
@@ -150,7 +150,7 @@ class LSTM(nn.Module):
 
 def official(c, n):
     from mamba_ssm.modules.mamba2 import Mamba2 as Official
-    return Official(c.d_model, c.d_state, headdim=c.head_dim, expand=c.expand, d_conv=c.d_conv, use_mem_eff_path=False)
+    return Official(c.d_model, c.d_state, headdim=c.head_dim, expand=EXPAND, d_conv=D_CONV, use_mem_eff_path=False)
 
 
 def time_step(label, c, layer, batch, ours):

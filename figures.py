@@ -282,7 +282,7 @@ def pointer(model, path, text='CABLEKAJ'):
         model.answer(memory, heard, torch.tensor([wave.shape[1]]))
     finally:
         jmamba.local_weights = local_weights
-    weights, w = kept[0][0, -1], model.config.window  # (T / w, w, 3w); the pointer is the last head of the cross-attention, which comes first
+    weights, w = kept[0][0, -1], jmamba.WINDOW  # (T / w, w, 3w); the pointer is the last head of the cross-attention, which comes first
     T = math.ceil(wave.shape[1] / model.config.token)
     full = torch.zeros(len(weights) * w, (len(weights) + 2) * w)
     for i, block in enumerate(weights):

@@ -11,7 +11,7 @@ Mini-JMamba: a waveform goes in, a waveform comes out. The whole model, in one f
     answer (B, S) samples, in the question's own time
 
 Letters, as in the Mamba-2 paper (Dao and Gu, 2024, arXiv:2405.21060):
-    B batch   S samples   T tokens   D d_model   H heads   P head_dim   N d_state   Q tokens in a chunk   F n_bins
+    B batch   S samples   T tokens   D d_model   H heads   P head_dim   N d_state   Q tokens in a chunk   F N_BINS
 """
 import errno
 import functools
@@ -34,6 +34,18 @@ try:
 except ImportError:  # no GPU, no need
     triton = None
 
+N_FFT = 512
+WIN_LENGTH = 400    # samples: 25 ms
+HOP = 160           # samples: 10 ms
+N_BINS = 128        # spectral bins kept, 0-4 kHz: no tone is higher than 3.1 kHz
+COMPRESS = 100.0    # c in log(1 + c |S|)
+DITHER = 0.01       # standard deviation of the white noise behind what the encoder hears: it was not trained on digital silence
+EXPAND = 2          # d_inner = EXPAND * d_model
+D_CONV = 4          # taps of the short convolution; the Triton kernels know no other number
+CHUNK = 64          # tokens that the scan takes at once
+WINDOW = 16         # tokens that self-attention and attention by clock reach
+POINTER_WINDOW = 4  # tokens that the pointer reaches
+
 
 @dataclass
 class JMambaConfig:
@@ -41,10 +53,7 @@ class JMambaConfig:
     n_encoder: int = 6        # Mamba-2 layers that hear the question
     n_decoder: int = 4        # Mamba-2 layers that play the answer, half of them after the self-attention
     d_state: int = 64
-    expand: int = 2           # d_inner = expand * d_model
     head_dim: int = 32        # of a Mamba-2 head
-    d_conv: int = 4           # taps of the short convolution
-    chunk: int = 64           # tokens that the scan takes at once
     ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the fastest
     backward: bool = True     # the decoder's first half runs from the question's end to its start
     freeze: bool = True       # the Mamba-2 states stand still while nothing sounds
@@ -53,32 +62,19 @@ class JMambaConfig:
     pointer: bool = True      # False: every frame is generated
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
-    window: int = 16          # tokens that self-attention and attention by clock reach
-    pointer_window: int = 4   # tokens that the pointer reaches
-    n_fft: int = 512
-    win_length: int = 400     # samples: 25 ms
-    hop: int = 160            # samples: 10 ms
-    n_bins: int = 128         # spectral bins kept, 0-4 kHz: no tone is higher than 3.1 kHz
-    compress: float = 100.0   # c in log(1 + c |S|)
     patch: int = 5            # frames in a token: 50 ms, three tokens a symbol
     n_symbols: int = 27       # for an auxiliary loss only; answers are never read from the logits
     n_so_far: int = 102       # for another one: remainders 0 to 98, and what brackets can be so far
-    griffin_lim: int = 1      # iterations after the first guess at the phase
-    dither: float = 0.01      # standard deviation of the white noise behind what the encoder hears: it was not trained on digital silence
 
     def __post_init__(self):
         for key, value in vars(self).items():
-            if type(value) in (int, float) and value <= 0 and key not in ('counting', 'griffin_lim', 'dither'):
+            if type(value) in (int, float) and value <= 0 and key != 'counting':
                 raise ValueError(f"{key} must be positive, not {value}")
-        for what, n, by, m in (('expand * d_model', self.d_inner, 'head_dim', self.head_dim),
+        for what, n, by, m in ((f'{EXPAND} * d_model', self.d_inner, 'head_dim', self.head_dim),
                                ('d_model', self.d_model, '2 * n_head', 2 * self.n_head),
                                ('n_head', self.n_head, '2', 2), ('n_decoder', self.n_decoder, '2', 2)):
             if n % m:
                 raise ValueError(f"{what} = {n} must be a multiple of {by} = {m}")
-        if not self.hop <= self.win_length <= min(3 * self.hop, self.n_fft):
-            raise ValueError(f"win_length = {self.win_length} must lie between hop and the smaller of 3 * hop and n_fft")
-        if self.n_bins > self.n_fft // 2 + 1:
-            raise ValueError(f"n_bins = {self.n_bins} must be at most n_fft / 2 + 1 = {self.n_fft // 2 + 1}")
         if not 0 <= self.counting <= 1:
             raise ValueError(f"counting = {self.counting} is a share and must lie between 0 and 1")
         if self.ssd not in ('auto', 'torch', 'mamba_ssm'):
@@ -86,50 +82,49 @@ class JMambaConfig:
 
     @property
     def d_inner(self):
-        return self.expand * self.d_model
+        return EXPAND * self.d_model
 
     @property
     def token(self):
         """samples in a token"""
-        return self.patch * self.hop
+        return self.patch * HOP
 
     @property
     def middle(self):
         """the middle of what a token's frames hear, in samples after the token's start"""
-        return (self.token + self.hop - self.win_length) / 2
+        return (self.token + HOP - WIN_LENGTH) / 2
 
 
 # --- sound to frames and back ---
 
 class Spectrum(nn.Module):
-    """STFT and its inverse as matrix products with hop-sized blocks of sound, for the first F bins only.
-    Frame t ends with sample (t + 1) * hop, so no frame hears the future. A tone of amplitude a peaks at |S| = a.
+    """STFT and its inverse as matrix products with HOP-sized blocks of sound, for the first F bins only.
+    Frame t ends with sample (t + 1) * HOP, so no frame hears the future. A tone of amplitude a peaks at |S| = a.
     Spectra are (B, frames, 2, F): real parts, imaginary parts."""
 
-    def __init__(self, c):
+    def __init__(self):
         super().__init__()
-        self.hop, self.n_fft, self.win_length, self.compress = c.hop, c.n_fft, c.win_length, c.compress
-        n = torch.arange(3 * c.hop, dtype=torch.float64) - (3 * c.hop - c.win_length)  # position within the window
-        window = torch.where(n >= 0, 0.5 - 0.5 * torch.cos(2 * math.pi * (n + 0.5) / c.win_length), 0.0)
-        k = torch.arange(c.n_bins, dtype=torch.float64)
-        angle = 2 * math.pi / c.n_fft * n[:, None] * k
-        basis = torch.cat([angle.cos(), -angle.sin()], 1) * window[:, None]  # (3 hop, 2F)
+        n = torch.arange(3 * HOP, dtype=torch.float64) - (3 * HOP - WIN_LENGTH)  # position within the window
+        window = torch.where(n >= 0, 0.5 - 0.5 * torch.cos(2 * math.pi * (n + 0.5) / WIN_LENGTH), 0.0)
+        k = torch.arange(N_BINS, dtype=torch.float64)
+        angle = 2 * math.pi / N_FFT * n[:, None] * k
+        basis = torch.cat([angle.cos(), -angle.sin()], 1) * window[:, None]  # (3 HOP, 2F)
         gain = window.sum() / 2
         # least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the sum of squared windows
-        overlap = window.square().view(3, c.hop).sum(0).repeat(3)[:, None]
-        both_sides = torch.where((k == 0) | (k == c.n_fft // 2), 1.0, 2.0).repeat(2)  # a bin and its mirror image
+        overlap = window.square().view(3, HOP).sum(0).repeat(3)[:, None]
+        both_sides = torch.where((k == 0) | (k == N_FFT // 2), 1.0, 2.0).repeat(2)  # a bin and its mirror image
         self.register_buffer('analysis', (basis / gain).float(), persistent=False)
-        self.register_buffer('synthesis', (basis * gain * both_sides / c.n_fft / overlap).T.float(), persistent=False)
+        self.register_buffer('synthesis', (basis * gain * both_sides / N_FFT / overlap).T.float(), persistent=False)
 
     def stft(self, wave, before=None):
-        """(B, S), S a multiple of hop -> (B, S / hop, 2, F); before (B, 2 hop) is what sounded before, silence if not given"""
-        before = wave.new_zeros(len(wave), 2 * self.hop) if before is None else before
-        blocks = torch.cat([before, wave], 1).unfold(1, 3 * self.hop, self.hop)
+        """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F); before (B, 2 HOP) is what sounded before, silence if not given"""
+        before = wave.new_zeros(len(wave), 2 * HOP) if before is None else before
+        blocks = torch.cat([before, wave], 1).unfold(1, 3 * HOP, HOP)
         return (blocks @ self.analysis).unflatten(2, (2, -1))
 
     def istft(self, spectrum):
-        """(B, frames, 2, F) -> (B, frames * hop); no frame is taken to follow the last"""
-        a, b, c = F.pad(spectrum.flatten(2) @ self.synthesis, (0, 0, 0, 2)).split(self.hop, 2)
+        """(B, frames, 2, F) -> (B, frames * HOP); no frame is taken to follow the last"""
+        a, b, c = F.pad(spectrum.flatten(2) @ self.synthesis, (0, 0, 0, 2)).split(HOP, 2)
         return (a[:, 2:] + b[:, 1:-1] + c[:, :-2]).flatten(1)
 
     def magnitude(self, spectrum):
@@ -137,10 +132,10 @@ class Spectrum(nn.Module):
         return (spectrum.square().sum(-2) + 1e-12).sqrt()
 
     def log(self, magnitude):
-        return torch.log1p(self.compress * magnitude)
+        return torch.log1p(COMPRESS * magnitude)
 
     def exp(self, frames):
-        return torch.expm1(frames.clamp(0, 12)) / self.compress
+        return torch.expm1(frames.clamp(0, 12)) / COMPRESS
 
     def sounds(self, frames):
         """Log magnitudes (B, T, patch * F) -> 1 where a token has a tone, 0 in silence, (B, T, 1): from -35 to -24 dB of full scale"""
@@ -160,24 +155,22 @@ class Spectrum(nn.Module):
         k = magnitude[..., 1:-1].argmax(-1, keepdim=True) + 1
         left, peak, right = (magnitude.clamp(min=1e-6).log().gather(-1, k + i) for i in (-1, 0, 1))
         shift = (left - right) / (2 * (left - 2 * peak + right)).clamp(max=-1e-6)  # vertex of the parabola through the three
-        omega = (k + shift.clamp(-0.5, 0.5)).double() * (2 * math.pi / self.n_fft)  # (B, frames, 1) radians a sample
-        middle = self.hop * (omega.cumsum(1) - omega / 2) % (2 * math.pi)  # phase at the middle of the window
+        omega = (k + shift.clamp(-0.5, 0.5)).double() * (2 * math.pi / N_FFT)  # (B, frames, 1) radians a sample
+        middle = HOP * (omega.cumsum(1) - omega / 2) % (2 * math.pi)  # phase at the middle of the window
         cos, sin = middle.cos().to(magnitude.dtype), middle.sin().to(magnitude.dtype)
         # a bin sees it through a window that is symmetric about its middle, from the window's start
-        bins = torch.arange(magnitude.shape[-1], device=magnitude.device) * (math.pi / self.n_fft * (self.win_length - 1))
+        bins = torch.arange(magnitude.shape[-1], device=magnitude.device) * (math.pi / N_FFT * (WIN_LENGTH - 1))
         c, s = bins.cos(), bins.sin()
         return torch.stack([magnitude * (cos * c + sin * s), magnitude * (sin * c - cos * s)], -2)
 
-    def wave(self, magnitude, iterations, heard):
-        """Magnitudes (B, frames, F) -> waveforms (B, frames * hop), by `iterations` of Griffin-Lim from the phase that the same frame of the
+    def wave(self, magnitude, heard):
+        """Magnitudes (B, frames, F) -> waveforms (B, frames * HOP), by one iteration of Griffin-Lim from the phase that the same frame of the
         spectrum heard (B, frames, 2, F) has, if that sounds alike, or else from guess_phase. Tones that are played again and again would
         blur at a guess: after 12 times they are 10 ms longer."""
         was = self.magnitude(heard)
         alike = (magnitude - was).abs().amax(-1) < 0.5 * magnitude.amax(-1)
         spectrum = torch.where(alike[..., None, None], self.with_phase(magnitude, heard), self.guess_phase(magnitude))
-        for _ in range(iterations):
-            spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
-        return self.istft(spectrum)
+        return self.istft(self.with_phase(magnitude, self.stft(self.istft(spectrum))))
 
 
 # --- Mamba-2 ---
@@ -379,7 +372,7 @@ KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's kernel; bench.py
 def short_mixer_fits(x, c):
     """Whether ShortMixer can take x (B, T, W): on a GPU, in half precision, of a length and of sizes that it can tile, on the smallest card too"""
     return (bool(triton) and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x.shape[1] <= SHORT
-            and c.head_dim in (16, 32) and c.d_state in (16, 32, 64, 128) and c.d_conv == 4)
+            and c.head_dim in (16, 32) and c.d_state in (16, 32, 64, 128))
 
 
 @functools.cache
@@ -452,7 +445,7 @@ class Mamba2(nn.Module):
         self.norm = nn.RMSNorm(c.d_model)
         width = c.d_inner + d_conv + self.n_heads
         self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)  # GPUs are slow at other widths; the rest is not used
-        self.conv_weight = nn.Parameter(torch.empty(c.d_conv, d_conv))
+        self.conv_weight = nn.Parameter(torch.empty(D_CONV, d_conv))
         self.conv_bias = nn.Parameter(torch.zeros(d_conv))
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads - self.forever))
@@ -469,14 +462,14 @@ class Mamba2(nn.Module):
         if c.ssd == 'auto' and short_mixer_fits(zxBCdt, c):
             return u + self.out(ShortMixer.apply(*inputs))
         kernel = u.is_cuda and T >= {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd] and not kernel_missing()
-        return u + self.out(mixer(*inputs, ssd_kernel if kernel else functools.partial(ssd, chunk=c.chunk)))
+        return u + self.out(mixer(*inputs, ssd_kernel if kernel else functools.partial(ssd, chunk=CHUNK)))
 
     def out(self, y):
         """(..., d_inner) -> (..., D). The weights of the norm go into those of out_proj: fewer passes over memory."""
         return F.linear(y, self.out_proj.weight * self.gate_norm)
 
     def step(self, u, pace, state):
-        """forward for the next token alone: u (B, D), its pace (B, 1) and the state, which are the convolution's last inputs (B, d_conv - 1, d_inner
+        """forward for the next token alone: u (B, D), its pace (B, 1) and the state, which are the convolution's last inputs (B, D_CONV - 1, d_inner
         + 2N) and the scan's h (B, H, P, N) -> (B, D) and the next state, no larger"""
         c, (inputs, h) = self.c, state
         z, xBC, dt = split(self.in_proj(self.norm(u)), pace, self.dt_bias, c.head_dim, c.d_state)
@@ -539,10 +532,9 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
     def forward(self, x, pace=None):
-        w = self.c.window
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.c.n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, d)
         there = torch.ones(1, 1, x.shape[1], dtype=torch.bool, device=x.device)  # what is padding comes last, and is never looked at
-        y = local_values(local_weights(rotary(q), rotary(k), there, w, w, causal=True), v, w)
+        y = local_values(local_weights(rotary(q), rotary(k), there, WINDOW, WINDOW, causal=True), v, WINDOW)
         return x + self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -584,11 +576,11 @@ class CrossAttention(nn.Module):
             other = memory[whose] + noise
             k, v = (torch.where(seen[:, None, :, None], t, heads(of(other), c.n_head)[:, half:]) for t, of in ((k, self.k), (v, self.v)))
         k = torch.cat([k, self.here.to(k.dtype).expand(len(k), 1, T, -1)], 1)
-        reach = torch.full((half + 1, 1, 1), c.window, device=q.device)
-        reach[-1] = min(c.pointer_window, c.window)
-        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], c.window, reach)
-        clock = local_values(weights[:, :half], v, c.window)
-        pointed = local_values(weights[:, half:], frames[:, None], c.window)[:, 0]
+        reach = torch.full((half + 1, 1, 1), WINDOW, device=q.device)
+        reach[-1] = POINTER_WINDOW
+        weights = local_weights(rotary(q[:, half:].expand(-1, -1, T, -1)), rotary(k), valid[:, None], WINDOW, reach)
+        clock = local_values(weights[:, :half], v, WINDOW)
+        pointed = local_values(weights[:, half:], frames[:, None], WINDOW)[:, 0]
         y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
         return self.out_proj(y.transpose(1, 2).flatten(2)), pointed
 
@@ -599,15 +591,15 @@ class MiniJMamba(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.spectrum = Spectrum(c)
-        self.embed = nn.Linear(c.patch * c.n_bins, c.d_model)
+        self.spectrum = Spectrum()
+        self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
         self.encoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))
         self.cross = CrossAttention(c)
         self.decoder = nn.ModuleList((Mamba2 if c.mamba else SelfAttention)(c) for _ in range(c.n_decoder))
         self.self_attention = SelfAttention(c)
         self.norm = nn.RMSNorm(c.d_model)
-        self.frames = nn.Linear(c.d_model, c.patch * c.n_bins)
+        self.frames = nn.Linear(c.d_model, c.patch * N_BINS)
         self.gate = nn.Linear(c.d_model, c.patch)
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
         self.so_far = nn.Linear(c.d_model, c.n_so_far)       # what the question comes to, from the encoder
@@ -622,7 +614,7 @@ class MiniJMamba(nn.Module):
             if name.endswith('bias') and 'dt_bias' not in name:
                 nn.init.zeros_(p)
             elif p.dim() == 2:
-                fan_in = c.d_conv if 'conv' in name else p.shape[1]
+                fan_in = D_CONV if 'conv' in name else p.shape[1]
                 nn.init.normal_(p, std=fan_in ** -0.5 / (math.sqrt(n_layers) if 'out_proj' in name else 1))
         nn.init.zeros_(self.frames.weight)  # silence, until something new is to be played
         nn.init.normal_(self.start)
@@ -657,7 +649,7 @@ class MiniJMamba(nn.Module):
         c, s = self.config, self.spectrum
         if state is None:
             zeros = lambda *shape: sound.new_zeros(len(sound), *shape)
-            state = zeros(2 * c.hop), [(zeros(c.d_conv - 1, c.d_inner + 2 * c.d_state),
+            state = zeros(2 * HOP), [(zeros(D_CONV - 1, c.d_inner + 2 * c.d_state),
                                         zeros(layer.n_heads, c.head_dim, c.d_state)) for layer in self.encoder]
         before, layers = state
         frames = s.log(s.magnitude(s.stft(sound, before))).flatten(1)
@@ -665,7 +657,7 @@ class MiniJMamba(nn.Module):
         for layer, layer_state in zip(self.encoder, layers):
             x, layer_state = layer.step(x, self.pace(frames), layer_state)
             after.append(layer_state)
-        return x, frames, (torch.cat([before, sound], 1)[:, -2 * c.hop:], after)
+        return x, frames, (torch.cat([before, sound], 1)[:, -2 * HOP:], after)
 
     def forward(self, question, lengths, new=None, seen=None, noise=None):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames (B, T * patch, F), log magnitudes; symbol
@@ -720,7 +712,7 @@ class MiniJMamba(nn.Module):
         question = F.pad(question, (0, -question.shape[1] % c.token + c.token))
         heard = s.stft(question)
         frames = s.log(s.magnitude(heard)).unflatten(1, (-1, c.patch)).flatten(2)
-        dither = c.dither * torch.randn(question.shape[1], generator=torch.Generator(question.device).manual_seed(0), device=question.device)
+        dither = DITHER * torch.randn(question.shape[1], generator=torch.Generator(question.device).manual_seed(0), device=question.device)
         answer, logits, _ = self.answer(self.encode(self.hear(question + dither)), frames, lengths + c.token)
         return heard, answer.float(), logits
 
@@ -738,7 +730,7 @@ class MiniJMamba(nn.Module):
         for _ in range(think):
             heard, frames, _ = self.reply(question[going], lengths[going])
             frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
-            wave = s.wave(s.exp(frames), c.griffin_lim, heard)
+            wave = s.wave(s.exp(frames), heard)
             wave = wave * (torch.arange(wave.shape[1], device=wave.device) < lengths[going, None])
             question = question.index_copy(0, going, wave[:, :S])
             answers.append(question)

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
-from model import KERNEL_FROM, SHORT, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint, triton
+from model import HOP, KERNEL_FROM, SHORT, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint, triton
 from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, make_batch, slot_at, so_far
 from score import evaluate
 
@@ -136,8 +136,8 @@ if init_from not in ('scratch', 'resume'):
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
        warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
        patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_so_far=0, blind=(0, 1), foreign=(0, 1))
-if BLOCK % (JMambaConfig.hop * patch):
-    fail(f"patch = {patch} must divide {BLOCK // JMambaConfig.hop}, the frames in a block of sound")
+if BLOCK % (HOP * patch):
+    fail(f"patch = {patch} must divide {BLOCK // HOP}, the frames in a block of sound")
 hiding = [t for t in tasks_list if blind and (t == 'mirror' or t == 'mod' and t in aloud_list)]  # the tasks that blind is for
 if hiding and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
@@ -292,8 +292,8 @@ def examples(task):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
         new = seen = noise = None
         if pointer and attention:  # what is repeated is not to be learned by heart: a frame belongs to the last slot that has begun by its end
-            hop = model.config.hop / SAMPLE_RATE
-            slot = slot_at(batch.rhythm.start, batch.question.shape[1] // model.config.hop, hop, hop).clamp(min=0)
+            hop = HOP / SAMPLE_RATE
+            slot = slot_at(batch.rhythm.start, batch.question.shape[1] // HOP, hop, hop).clamp(min=0)
             new = (batch.asked != batch.wanted).gather(1, slot)
         if task in hiding:
             hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)[:, mine]
