@@ -272,7 +272,7 @@ def counting(model, path):
 @torch.no_grad()
 def pointer(model, path, text='CABLEKAJ'):
     """Draw where in the question each frame of the answer is fetched from"""
-    if not (model.config.attention and model.config.pointer):
+    if not model.config.pointer:
         raise ValueError("this model has no pointer")
     kept, local_weights, wave = [], jmamba.local_weights, play_text(text)[None]
     heard = model.hear(wave)

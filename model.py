@@ -58,7 +58,6 @@ class JMambaConfig:
     backward: bool = True     # the decoder's first half runs from the question's end to its start
     freeze: bool = True       # the Mamba-2 states stand still while nothing sounds
     mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
-    attention: bool = True    # False: none at all; the decoder gets the encoder's token of the same moment, and no pointer
     pointer: bool = True      # False: every frame is generated
     counting: float = 0.5     # share of the heads that never forget (decay exactly 1), so that they can count
     n_head: int = 4           # attention heads; of cross-attention's, half go by clock and half by content
@@ -680,7 +679,7 @@ class MiniJMamba(nn.Module):
         query = self.start[None, None]  # it knows nothing of the question: what the encoder ends with after three divisors was never trained
         # without its noise what is pointed at is as good as what is generated, and the gate need not know where a tone is, or which
         tones = self.spectrum.squelch(heard.unflatten(2, (c.patch, -1))).flatten(2)
-        x, pointed = self.cross(query, memory, tones, valid, whose, seen, noise) if c.attention else (memory, tones)
+        x, pointed = self.cross(query, memory, tones, valid, whose, seen, noise)
         x = query + x
         half = len(self.decoder) // 2
         turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
@@ -689,7 +688,7 @@ class MiniJMamba(nn.Module):
         for layer in self.decoder[:half]:
             x = layer(x, turn(pace))
         x = turn(x)
-        x = self.self_attention(x) if c.attention else x
+        x = self.self_attention(x)
         for layer in self.decoder[half:]:
             x = layer(x, pace)
         return *self.heads(x, pointed, new), self.so_far(memory)
@@ -698,7 +697,7 @@ class MiniJMamba(nn.Module):
         """The decoder's tokens (B, T, D), the frames pointed at (B, T, patch * F) and which may be generated (B, T * patch), or None -> answer
         frames (B, T * patch, F), symbol logits (B, T, n_symbols + 1)"""
         c, x = self.config, self.norm(x)
-        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * (c.pointer and c.attention)  # (B, T, patch, 1)
+        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1) * c.pointer  # (B, T, patch, 1)
         made, pointed = (t.unflatten(-1, (c.patch, -1)) for t in (self.frames(x), pointed))
         if new is not None:
             made = made * new.unflatten(1, (-1, c.patch))[..., None]

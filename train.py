@@ -66,7 +66,6 @@ patch = 5                # frames of 10 ms in a token
 backward = True          # the decoder's first half runs from the question's end to its start
 freeze = True            # the Mamba-2 states stand still while nothing sounds
 mamba = True             # false: self-attention in the place of every Mamba-2 layer
-attention = True         # false: none; the decoder gets the encoder's token of the same moment, and no pointer
 pointer = True           # false: every frame is generated
 shuffled = False         # a control: every question gets another's answer
 # losses: their weights; 0 turns one off
@@ -141,7 +140,7 @@ if BLOCK % (HOP * patch):
 hiding = [t for t in tasks_list if blind and (t == 'mirror' or t == 'mod' and t in aloud_list)]  # the tasks that blind is for
 if hiding and batch_size // world % 2:
     fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
-if blind and not (pointer and attention):
+if blind and not pointer:
     fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
 if not w_frames + w_wave + w_stft + w_symbols:
     fail("with every loss turned off there is nothing to learn")
@@ -291,7 +290,7 @@ def examples(task):
     for _ in range(gradient_accumulation_steps):
         batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
         new = seen = noise = None
-        if pointer and attention:  # what is repeated is not to be learned by heart: a frame belongs to the last slot that has begun by its end
+        if pointer:  # what is repeated is not to be learned by heart: a frame belongs to the last slot that has begun by its end
             hop = HOP / SAMPLE_RATE
             slot = slot_at(batch.rhythm.start, batch.question.shape[1] // HOP, hop, hop).clamp(min=0)
             new = (batch.asked != batch.wanted).gather(1, slot)
