@@ -55,7 +55,6 @@ class JMambaConfig:
     d_state: int = 64
     head_dim: int = 32        # of a Mamba-2 head
     ssd: str = 'auto'         # the scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: whichever is the fastest
-    backward: bool = True     # the decoder's first half runs from the question's end to its start
     freeze: bool = True       # the Mamba-2 states stand still while nothing sounds
     mamba: bool = True        # False: self-attention in the place of every Mamba-2 layer
     pointer: bool = True      # False: every frame is generated
@@ -682,7 +681,7 @@ class MiniJMamba(nn.Module):
         x, pointed = self.cross(query, memory, tones, valid, whose, seen, noise)
         x = query + x
         half = len(self.decoder) // 2
-        turned = torch.where(valid, n[:, None] - 1 - at, at) if c.backward else at.expand_as(valid)  # padding stays behind the rest
+        turned = torch.where(valid, n[:, None] - 1 - at, at)  # the first half runs from the question's end to its start; padding stays behind the rest
         turn = lambda y: y.gather(1, turned[..., None].expand_as(y))
         x, pace = turn(x), self.pace(heard)
         for layer in self.decoder[:half]:

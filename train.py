@@ -63,7 +63,6 @@ head_dim = 32            # width of a Mamba-2 head
 n_head = 4               # attention heads
 counting = 0.5           # share of the Mamba-2 heads that never forget
 patch = 5                # frames of 10 ms in a token
-backward = True          # the decoder's first half runs from the question's end to its start
 freeze = True            # the Mamba-2 states stand still while nothing sounds
 mamba = True             # false: self-attention in the place of every Mamba-2 layer
 pointer = True           # false: every frame is generated

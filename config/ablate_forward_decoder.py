@@ -1,3 +1,0 @@
-# The decoder runs forward only.
-exec(open('config/ablate_nothing.py').read())
-backward = False
