@@ -787,14 +787,14 @@ def test_bad_numbers_never_reach_the_weights(tmp_path, monkeypatch, capsys):
     # two bad batches: skipped, counted, and training goes on
     code = train_in_process(monkeypatch, lambda n, b: bad(b) if n in (2, 4) else b, f'--out_dir={tmp_path / "a"}', '--log_interval=1')
     assert code == 0 and [r['skipped'] for r in log_of(tmp_path / 'a') if 'skipped' in r] == [0, 1, 1, 2, 2, 2]
-    # five in a row: back to the last checkpoint with a lower learning rate, and on
+    # five in a row: an end that says what to try, the weights saved last are numbers, and from them it goes on with a lower learning rate
     code = train_in_process(monkeypatch, lambda n, b: bad(b) if 4 <= n <= 8 else b, f'--out_dir={tmp_path / "b"}', '--log_interval=1', '--max_iters=12')
-    lr = {r['iter']: r['lr'] for r in log_of(tmp_path / 'b') if 'lr' in r}
-    assert code == 0 and 'back to the weights of iter 3' in capsys.readouterr().out and lr[9] < lr[7] / 3
-    # nothing but bad ones: an end that says what to try, and the weights saved last are numbers
-    code = train_in_process(monkeypatch, lambda n, b: bad(b) if n > 3 else b, f'--out_dir={tmp_path / "c"}', '--log_interval=1', '--max_iters=99')
-    assert code == 1 and 'learning_rate' in capsys.readouterr().err
-    for d in 'abc':
+    assert code == 1 and 'learning_rate' in capsys.readouterr().err and torch.load(tmp_path / 'b' / 'ckpt.pt', weights_only=True)['iter_num'] == 3
+    before = log_of(tmp_path / 'b')
+    code = train_in_process(monkeypatch, lambda n, b: b, f'--out_dir={tmp_path / "b"}', '--log_interval=1', '--init_from=resume', '--learning_rate=5e-4')
+    lr = [{r['iter']: r['lr'] for r in rows if 'lr' in r} for rows in (before, log_of(tmp_path / 'b'))]
+    assert code == 0 and max(lr[0]) == 7 and lr[1][4] < lr[0][4] / 3
+    for d in 'ab':
         weights = torch.load(tmp_path / d / 'ckpt.pt', weights_only=True)['model'].values()
         assert all(w.isfinite().all() for w in weights)
 

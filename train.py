@@ -197,26 +197,19 @@ cuda_graphs = compile and on_gpu and dtype != 'float16'  # loss scaling has to l
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
                               betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
-
-
-def load_optimizer(state):
-    """A checkpoint's state of the optimizer, with the settings of this run"""
-    for group, now in zip(state['param_groups'], optimizer.state_dict()['param_groups']):
-        group.update({k: now[k] for k in now if k != 'params'})
-    optimizer.load_state_dict(state)
-
-
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
-iter_num, best, seconds, slower = 0, [-1.0, -1.0], 0.0, 1.0
+iter_num, best, seconds = 0, [-1.0, -1.0], 0.0
 wrong = {t: 1.0 for t in tasks_list}  # share of the validation questions
 levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in tasks_list}  # how far each task's difficulty has risen
 if init_from == 'resume':
     try:
-        load_optimizer(checkpoint['optimizer'])
+        for group, now in zip(checkpoint['optimizer']['param_groups'], optimizer.state_dict()['param_groups']):
+            group.update({k: now[k] for k in now if k != 'params'})  # the settings of this run
+        optimizer.load_state_dict(checkpoint['optimizer'])
         scaler.load_state_dict(checkpoint['scaler'])
         generator.set_state(checkpoint['generator'].cpu())
         turns.setstate((3, tuple(checkpoint['turns']), None))
-        iter_num, best, seconds, slower, wrong = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'slower', 'wrong'))
+        iter_num, best, seconds, wrong = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'wrong'))
         for t in tasks_list:
             levels[t].fill_(checkpoint['levels'][t])
     except Exception:  # of any kind, if the file is damaged
@@ -230,7 +223,7 @@ def save(name):
     try:
         save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                         generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                        seconds=seconds, slower=slower, wrong=wrong, levels={t: float(x) for t, x in levels.items()}, config=config, provenance=provenance(),
+                        seconds=seconds, wrong=wrong, levels={t: float(x) for t, x in levels.items()}, config=config, provenance=provenance(),
                         tones={c: LOWEST + SPACING * i for i, c in enumerate(SYMBOLS)})
     except OSError as e:
         bar.close()
@@ -376,7 +369,7 @@ while iter_num < max_iters and not ended:
     # cosine with warm-up
     lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
         1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
-    lr *= min(1, (iter_num + 1) / (warmup_iters + 1)) * slower
+    lr *= min(1, (iter_num + 1) / (warmup_iters + 1))
     for group in optimizer.param_groups:
         group['lr'].fill_(lr) if cuda_graphs else group.update(lr=lr)
 
@@ -412,21 +405,11 @@ while iter_num < max_iters and not ended:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
         graphs_made = {'compiled': torch._dynamo.utils.counters['stats']['unique_graphs']} if compile else {}  # must not grow once each task has had its turn
         bad = values.pop('in a row')
-        if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere: back to the last checkpoint
-            path = os.path.join(out_dir, 'ckpt.pt')
-            slower /= 4
+        if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere
             graphs.clear()
-            if slower < 0.05 or not os.path.exists(path):
-                bar.close()
-                fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
-                     "try a lower learning_rate or dtype=float32", 1)
-            _, good = load_checkpoint(out_dir, device, 'resume')
-            model.load_state_dict(good['model'])
-            load_optimizer(good['optimizer'])
-            in_a_row.zero_()
-            bar.write(f"iter {iter_num}: 5 updates in a row were no numbers; back to the weights of iter {good['iter_num']}, "
-                      f"with {slower:g} of the learning rate")
-            continue
+            bar.close()
+            fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
+                 "try a lower learning_rate or dtype=float32", 1)
     if log_now:
         now = seconds + time.time() - clock
         log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values, **graphs_made}) + '\n')
