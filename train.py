@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from configurator import SEEDS, bounds, configure, fail, provenance
-from model import HOP, KERNEL_FROM, SHORT, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint, triton
+from model import HOP, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint
 from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, make_batch, slot_at, so_far
 from score import evaluate
 
@@ -160,11 +160,6 @@ elif dtype not in ('float32', 'bfloat16', 'float16'):
     fail(f"dtype is auto, float32, bfloat16 or float16, not {dtype!r}")
 if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
-if ssd == 'auto':
-    print(f"scan: {f'its own Triton kernels up to {SHORT} tokens, where the sizes fit, else ' if triton and on_gpu and dtype != 'float32' else ''}PyTorch; mamba_ssm's kernel "
-          + (f"cannot be used: {kernel_missing()}" if kernel_missing() else f"from {KERNEL_FROM} tokens on; each where it is the fastest"))
-else:
-    print(f"scan: {ssd}, as asked")
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
@@ -403,7 +398,6 @@ while iter_num < max_iters and not ended:
             ended = bool(any_stop)
     if log_now or evaluate_now:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
-        graphs_made = {'compiled': torch._dynamo.utils.counters['stats']['unique_graphs']} if compile else {}  # must not grow once each task has had its turn
         bad = values.pop('in a row')
         if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere
             graphs.clear()
@@ -412,10 +406,10 @@ while iter_num < max_iters and not ended:
                  "try a lower learning_rate or dtype=float32", 1)
     if log_now:
         now = seconds + time.time() - clock
-        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values, **graphs_made}) + '\n')
+        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}) + '\n')
         log_file.flush()
         bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
-                  + ''.join(f" | {n} graphs compiled" for n in graphs_made.values()) + f" | lr {lr:.1e} | {now:.1f} s")
+                  + f" | lr {lr:.1e} | {now:.1f} s")
 
     # evaluate: exact match, heard by the scorer from the answers' waveforms
     if evaluate_now and not bad:  # weights that have just led to no numbers are not worth keeping
