@@ -85,7 +85,7 @@ beta2 = 0.99
 grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda
-dtype = 'auto'           # auto, float32, bfloat16, float16
+dtype = 'auto'           # auto, float32, bfloat16
 ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: the fastest for the length
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
@@ -152,18 +152,16 @@ if world > 1:
 if rank:  # only the first process talks
     sys.stdout = open(os.devnull, 'w')
 if dtype == 'auto':
-    dtype = 'float32' if not on_gpu else 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
-    why = {'float32': f"the {device} device gains nothing from less", 'bfloat16': "the GPU has it",
-           'float16': "the GPU has no bfloat16; losses are scaled"}[dtype]
+    dtype = 'bfloat16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'float32'
+    why = "the GPU has it" if dtype == 'bfloat16' else f"the {device} device gains nothing from less"
     print(f"dtype {dtype}: {why}")
-elif dtype not in ('float32', 'bfloat16', 'float16'):
-    fail(f"dtype is auto, float32, bfloat16 or float16, not {dtype!r}")
+elif dtype not in ('float32', 'bfloat16'):
+    fail(f"dtype is auto, float32 or bfloat16, not {dtype!r}")
 if ssd == 'mamba_ssm' and kernel_missing():
     fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
-scaler = torch.amp.GradScaler(device if on_gpu else 'cpu', enabled=dtype == 'float16')
 generator = torch.Generator(device).manual_seed(seed)  # of the examples
 turns = random.Random(seed)                            # of the tasks
 try:
@@ -188,7 +186,7 @@ except OSError as e:
     fail(f"cannot write to {out_dir}: {e.strerror}")
 matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and 'conv' not in n]
 others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
-cuda_graphs = compile and on_gpu and dtype != 'float16'  # loss scaling has to look at the gradients on the way
+cuda_graphs = compile and on_gpu
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
                               betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
@@ -201,7 +199,6 @@ if init_from == 'resume':
         for group, now in zip(checkpoint['optimizer']['param_groups'], optimizer.state_dict()['param_groups']):
             group.update({k: now[k] for k in now if k != 'params'})  # the settings of this run
         optimizer.load_state_dict(checkpoint['optimizer'])
-        scaler.load_state_dict(checkpoint['scaler'])
         generator.set_state(checkpoint['generator'].cpu())
         turns.setstate((3, tuple(checkpoint['turns']), None))
         iter_num, best, seconds, wrong = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'wrong'))
@@ -216,7 +213,7 @@ def save(name):
     if rank:
         return
     try:
-        save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+        save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(),
                         generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
                         seconds=seconds, wrong=wrong, levels={t: float(x) for t, x in levels.items()}, config=config, provenance=provenance(),
                         tones={c: LOWEST + SPACING * i for i, c in enumerate(SYMBOLS)})
@@ -297,7 +294,7 @@ def step(task, made):
         with amp:
             parts = losses(*model(batch.question, batch.lengths, new, seen, noise), batch, seen, task)
             loss = sum(weights[k] * v for k, v in parts.items())
-        scaler.scale(loss / gradient_accumulation_steps).backward()
+        (loss / gradient_accumulation_steps).backward()
     if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
@@ -307,15 +304,12 @@ def step(task, made):
         dist.all_reduce(report)
         loss, *values = (report / world).unbind()
         parts = dict(zip(parts, values))
-    scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     finite = torch.isfinite(norm + loss.detach())
     in_a_row.copy_(torch.where(finite, 0, in_a_row + 1))
     skipped.add_(~finite)
-    if not scaler.is_enabled():  # the fused optimizer leaves everything as it is where this is 1, as it does for the scaler
-        optimizer.found_inf = 1 - finite.float()
-    scaler.step(optimizer)
-    scaler.update()
+    optimizer.found_inf = 1 - finite.float()  # the fused optimizer leaves everything as it is where this is 1
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
