@@ -80,8 +80,6 @@ warmup_iters = 20        # linear up to learning_rate
 lr_decay_iters = 300     # cosine down to min_lr by then
 min_lr = 2e-4            # the lowest, at the end
 weight_decay = 0.1       # of matrices only
-beta1 = 0.9              # AdamW's
-beta2 = 0.99
 grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda
@@ -132,7 +130,7 @@ if batch_size % world:
 if init_from not in ('scratch', 'resume'):
     fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
-       warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0, beta1=(0, 0.9999), beta2=(0, 0.999999),
+       warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
        patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_so_far=0, blind=(0, 1), foreign=(0, 1))
 if BLOCK % (HOP * patch):
     fail(f"patch = {patch} must divide {BLOCK // HOP}, the frames in a block of sound")
@@ -189,7 +187,7 @@ others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
 cuda_graphs = compile and on_gpu
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
                               lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
-                              betas=(beta1, beta2), fused=True, capturable=cuda_graphs)
+                              betas=(0.9, 0.99), fused=True, capturable=cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
 iter_num, best, seconds = 0, [-1.0, -1.0], 0.0
 wrong = {t: 1.0 for t in tasks_list}  # share of the validation questions
