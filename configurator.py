@@ -3,20 +3,27 @@ Config files and flags over a script's globals, as in nanoGPT:
 
 $ python train.py config/mirror.py --batch_size=32
 
-The script's own settings are its lower-case globals of type int, float, bool or str at the time of the call. A config file
-is Python that assigns to them (it may import and define functions; other names must begin with _); a --key=value overrides what stands before it on the line. Both are held to the same
-rules: the key must exist, and the value must have the type of the default (an int will do for a float). Anything
-else ends the script with one line and exit code 2. --help prints the settings with their comments.
+The script's own settings are its lower-case globals of type int, float, bool or str at the time of
+the call. A config file is Python that assigns to them; it may import and define functions, other
+names must begin with _, and base('mod') applies config/mod.py first. A --key=value overrides what
+stands before it on the line. Files and flags are held to the same rules: the key must exist, and
+the value must have the type of the default (an int will do for a float). Anything else ends the
+script with one line and exit code 2. --help prints the settings with their comments.
 """
 import difflib
+import errno
 import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
 from importlib.metadata import version
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
 
 
 def fail(message, code=2):
@@ -25,28 +32,155 @@ def fail(message, code=2):
     sys.exit(code)
 
 
-def provenance():
-    """What made a result: the command, the commit of this code, the versions -> dict of text"""
-    here = os.path.dirname(os.path.abspath(__file__))
-    try:
-        git = subprocess.run(['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
-        commit = git.stdout.strip() or 'unknown'
-    except OSError:  # there is no git
-        commit = 'unknown'
-    return {'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), 'commit': commit,
-            'python': platform.python_version(), **{name: version(name) for name in ('torch', 'numpy', 'scipy')}}
-
+# --- checks of settings ---
 
 def bounds(settings, **limits):
-    """End the script unless each setting named lies within its limits: the lowest, or (lowest, highest)"""
+    """End the script unless each setting named lies within its limits: the lowest, or (lowest,
+    highest)"""
     for key, limit in limits.items():
         low, high = limit if isinstance(limit, tuple) else (limit, float('inf'))
         if not low <= settings[key] <= high:
-            fail(f"{key} must be at least {low}" + (f" and at most {high}" if high < float('inf') else '') + f", not {settings[key]}")
+            most = f" and at most {high}" if high < float('inf') else ''
+            fail(f"{key} must be at least {low}{most}, not {settings[key]}")
 
 
-SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
+def choices(settings, **allowed):
+    """End the script unless each setting named is one of those allowed"""
+    for key, names in allowed.items():
+        if settings[key] not in names:
+            fail(f"{key} is {' or '.join(filter(None, names))}, not {settings[key]!r}")
 
+
+def names_of(settings, key, allowed):
+    """A setting that holds names with a comma between them -> a list; each must be allowed"""
+    names = [name for name in settings[key].split(',') if name]
+    for name in names:
+        if name not in allowed:
+            fail(f"{key} are some of {', '.join(allowed)}, not {name!r}")
+    return names
+
+
+def for_each(settings, key, names, kind):
+    """A setting that holds one number for all names, or one for each -> {name: number}"""
+    try:
+        numbers = [kind(x) for x in settings[key].split(',')]
+        if len(numbers) == 1:
+            numbers *= len(names)
+        if len(numbers) == len(names) and all(0 <= x <= 10000 for x in numbers):
+            return dict(zip(names, numbers, strict=True))
+    except ValueError:
+        pass
+    example = ','.join('1' for _ in names)
+    fail(f"{key} takes a number from 0 to 10000 for all tasks or one for each, such as {example}, "
+         f"not {settings[key]!r}")
+
+
+def pick_device(device):
+    """'auto' is the GPU if there is one, under torchrun that of this process. The script ends if
+    the one asked for is not there."""
+    import torch  # which --help and mistakes on the command line need not wait for
+    # No more threads than a container is allowed cores: others only take time from one another.
+    try:
+        with open('/sys/fs/cgroup/cpu.max') as f:
+            share, period = map(int, f.read().split())
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share // period)))
+    except (OSError, ValueError):  # there is no limit
+        pass
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        if device != 'cpu':  # which has no number
+            torch.Generator(device)
+            torch.empty(1, device=device)
+            if device.startswith('cpu'):
+                raise RuntimeError
+    except (RuntimeError, AssertionError):
+        fail(f"there is no device {device!r} here; use auto, cpu or cuda")
+    if device.startswith('cuda:'):
+        torch.cuda.set_device(device)
+    return device
+
+
+def pick_dtype(dtype, kind):
+    """'auto' is bfloat16 where a GPU has it; the choice is printed."""
+    import torch
+    if dtype == 'auto':
+        has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = 'bfloat16' if has_bf16 else 'float32'
+        why = "the GPU has it" if has_bf16 else f"this {kind} gains nothing from less"
+        print(f"dtype {dtype}: {why}")
+    return dtype
+
+
+def run_name(tasks, seed):
+    """What a run's folder is called: its config file, or else its tasks; and the seed"""
+    files = [os.path.splitext(a)[0] for a in sys.argv[1:] if not a.startswith('-')]
+    name = files[-1].split('config' + os.sep)[-1] if files else tasks
+    return name if seed == 1337 else f'{name}_s{seed}'
+
+
+def run_script(script, *flags):
+    """Run one of the other scripts; if it fails, end as it did"""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print(f"\n$ python {script} {shlex.join(flags)}", flush=True)
+    code = subprocess.run([sys.executable, os.path.join(HERE, script), *flags]).returncode
+    if code:
+        sys.exit(code)
+
+
+def catch_signals():
+    """From now on Ctrl-C and SIGTERM only ask for an end -> the list that their numbers go to"""
+    stop = []
+
+    def on_signal(number, frame):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second time is not asked twice
+        # print() must not interrupt a print().
+        os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop
+
+
+# --- results ---
+
+def provenance():
+    """What made a result: the command, the commit of this code, the versions -> dict of text"""
+    describe = ['git', '-C', HERE, 'describe', '--always', '--dirty', '--abbrev=12']
+    try:
+        git = subprocess.run(describe, capture_output=True, text=True)
+        commit = git.stdout.strip() or 'unknown'
+    except OSError:  # there is no git
+        commit = 'unknown'
+    return {
+        'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        'commit': commit,
+        'python': platform.python_version(),
+        **{name: version(name) for name in ('torch', 'numpy', 'scipy')},
+    }
+
+
+def write_whole(path, write):
+    """Make a file by write(file), open for bytes: whole or not at all. OSError if that cannot be"""
+    try:
+        with open(path + '.tmp', 'wb') as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + '.tmp', path)
+    except BaseException as e:
+        if os.path.exists(path + '.tmp'):
+            os.remove(path + '.tmp')
+        if isinstance(e, RuntimeError):  # what torch makes of a full disk
+            raise OSError(errno.ENOSPC, 'the disk is full?') from e
+        raise
+
+
+# --- settings ---
 
 def convert(key, value, default, where):
     """`value`, which may be text from a flag, as the type of `default`"""
@@ -67,45 +201,71 @@ def convert(key, value, default, where):
     fail(f"{where}: {key} takes {expected}, not {value!r}")
 
 
+def run_config(path):
+    """Run a config file -> its names, those of the configs it builds on first"""
+    scope = {}
+
+    def base(name):
+        scope.update(run_config(os.path.join(HERE, 'config', name + '.py')))
+
+    scope['base'] = base
+    try:
+        with open(path) as f:
+            exec(compile(f.read(), path, 'exec'), scope)
+    except OSError as e:
+        fail(f"cannot read the config file {e.filename or path}: {e.strerror}")
+    except Exception as e:
+        fail(f"config file {path}: {type(e).__name__}: {e}")
+    return {k: v for k, v in scope.items() if not k.startswith('_') and not callable(v)
+            and not isinstance(v, types.ModuleType)}
+
+
+def show_help(settings, keys):
+    """A script's docstring, and each setting's line with its comment; train.py's settings of the
+    model have theirs in model.py"""
+    source = ''
+    for path in (settings['__file__'], os.path.join(HERE, 'model.py')):
+        with open(path) as f:
+            source += f.read()
+    print(settings['__doc__'].strip() + '\n\nsettings:')
+    for key in keys:
+        line = re.search(rf'^ *{key}(: \w+)? *= *(.*)$', source, re.M)
+        print(f"  --{key}={line.group(2) if line else settings[key]}")
+
+
 def configure(settings, argv=None):
-    """Apply config files and flags to `settings` (a script's globals(), changed in place) -> dict of the result"""
+    """Apply config files and flags to `settings` (a script's globals(), changed in place)
+    -> dict of the result"""
     argv = sys.argv[1:] if argv is None else argv
-    show = sys.excepthook  # Ctrl-C is no error: end quietly, with the exit code that shells know it by
-    sys.excepthook = lambda kind, e, trace: os._exit(130) if kind is KeyboardInterrupt else show(kind, e, trace)
+    show = sys.excepthook
+
+    def quietly(kind, e, trace):
+        """Ctrl-C is no error: end with the exit code that shells know it by."""
+        if kind is KeyboardInterrupt:
+            os._exit(130)
+        show(kind, e, trace)
+
+    sys.excepthook = quietly
     kinds = (int, float, bool, str)
     keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
 
     def assign(key, value, where):
         if key not in keys:
             near = difflib.get_close_matches(key, keys, 1, 0.5)
-            fail(f"{where}: there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else
-                                                            "; --help lists them"))
+            hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
+            fail(f"{where}: there is no setting {key!r}; {hint}")
         settings[key] = convert(key, value, settings[key], where)
 
     for arg in argv:
         if arg in ('--help', '-h'):
-            with open(settings['__file__']) as f:
-                source = f.read()
-            print(settings['__doc__'].strip() + '\n\nsettings:')
-            for key in keys:
-                line = re.search(rf'^ *{key} *= *(.*)$', source, re.M)
-                print(f"  --{key}={line.group(1) if line else settings[key]}")
+            show_help(settings, keys)
             sys.exit(0)
         if arg.startswith('--'):
-            key, eq, value = arg[2:].partition('=')
-            if not eq:
+            key, equals, value = arg[2:].partition('=')
+            if not equals:
                 fail(f"{arg}: write it as --{key}=value")
             assign(key, value, arg)
-            continue
-        scope = {}
-        try:
-            with open(arg) as f:
-                exec(compile(f.read(), arg, 'exec'), scope)
-        except OSError as e:
-            fail(f"cannot read the config file {e.filename or arg}: {e.strerror}")
-        except Exception as e:
-            fail(f"config file {arg}: {type(e).__name__}: {e}")
-        for key, value in scope.items():
-            if not key.startswith('_') and not callable(value) and not isinstance(value, types.ModuleType):
+        else:
+            for key, value in run_config(arg).items():
                 assign(key, value, arg)
     return {k: settings[k] for k in keys}

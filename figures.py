@@ -1,335 +1,447 @@
 """
 Every picture.
 
-$ python figures.py out/mirror/samples/000_question.wav out/mirror/samples/000_answer.wav    # spectrograms, symbols at their tones
-$ python figures.py out/*                                   # a table of runs' test results, and its chart
-$ python figures.py --what=passes out/mod out/mod_s*        # accuracy against how often the model may hear its own answer
-$ python figures.py --what=robustness out/multitask         # accuracy against noise, echo, clipping, tempo, pitch, ...
-$ python figures.py --what=counting out/bracket             # can the depth of brackets be read off the encoder's states?
-$ python figures.py --what=pointer out/mirror               # where the pointer points
+$ python figures.py question.wav answer.wav      # spectrograms, with the symbols that are heard
+$ python figures.py out/*                        # a table of runs' test results, and its chart
+$ python figures.py --what=passes release        # accuracy by how often it may hear its own answer
+$ python figures.py --what=robustness release    # accuracy in noise, echo, at other tempos, ...
+$ python figures.py --what=counting release      # can the depth of brackets be read off the states?
+$ python figures.py --what=pointer release       # where the pointer points
 
-Runs are shown in the order in which they are named. Those whose folders differ only in a last _s and a number are seeds of one run: means are drawn, and tables show (the worst).
+release is the weights that come with the code; any other run is named by its folder. Runs are
+drawn in the order in which they are named. Those whose folders differ only in a last _s and a
+number are seeds of one run: means are drawn, and tables show (the worst).
 """
-import io
 import json
 import math
 import os
 import re
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from scipy.io import wavfile
 
-import model as jmamba
-from prepare import LOUDNESS, SAMPLE_RATE, SPLITS, decode, depths, make_batch, max_samples, play, play_text, read_wav
+from configurator import bounds, choices, configure, fail, names_of, write_whole
+from model import MiniJMamba, load_checkpoint
+from prepare import LOUDNESS, SAMPLE_RATE, make_batch, max_samples, play, play_text, read_wav
 from score import evaluate, find_tones
+from tasks import TASKS, decode
+from tasks.bracket import depths
 
-COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # told apart by the colour-blind too (Okabe and Ito)
+# Colours that the colour-blind can tell apart too (Okabe and Ito)
+COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
+MARKERS = 'os^Dv'
 
-
-def spectrogram(rows, path):
-    """Draw (title, waveform (S,)) rows under one another to a PNG, with what the scorer hears written at the tones (up to
-    20 seconds: beyond that nobody could read it)"""
-    longest = max(len(wave) for _, wave in rows) / SAMPLE_RATE
-    fig = Figure(figsize=(min(16, max(9, 3 * longest)), 0.6 + 2.7 * len(rows)), layout='constrained')
-    axes = fig.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, (title, wave) in zip(axes, rows):
-        tones = find_tones(wave[None])
-        top = max([3200.0, *tones.hertz.tolist()]) + 400
-        padded = np.pad(wave.numpy(), (256, 512))  # the middle of the first window is time 0
-        with np.errstate(divide='ignore'):  # silence is -inf dB
-            *_, image = ax.specgram(padded, NFFT=512, Fs=SAMPLE_RATE, noverlap=432, vmin=-100, vmax=-25, cmap='magma',
-                                    xextent=(0, (len(wave) + 256) / SAMPLE_RATE))
-        for s, start, length, hertz in [] if longest > 20 else zip(*[t.tolist() for t in (tones.symbol, tones.start, tones.length, tones.hertz)]):
-            ax.text(start + length / 2, hertz + 90, decode([s]), color='white', weight='bold', ha='center', va='bottom')
-        ax.set(ylim=(0, top), xlim=(0, longest), ylabel='frequency (Hz)', facecolor='black')
-        ax.set_title(title if len(title) < 90 else title[:87] + '...', loc='left', fontsize=10)
-    axes[-1].set_xlabel('time (s)')
-    fig.colorbar(image, ax=list(axes), label='power (dB)', fraction=0.05, pad=0.01)
-    fig.savefig(path, dpi=110)
-
-
-def load_scores(folders):
-    """Run folders -> {name: [(its scores, seconds of training) of each seed]}"""
-    folders, runs = {f: 'out/release' if f == 'release' else f for f in folders}, {}
-    top = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in folders.values()] or ['.'])
-    for named, folder in folders.items():
-        flag = '--init_from=release' if named == 'release' else f'--out_dir={folder}'
-        try:
-            with open(os.path.join(folder, 'scores.json')) as f:
-                found = json.load(f)
-            runs.setdefault(re.sub(r'_s\d+$', '', os.path.relpath(folder, top)), []).append((found['scores'], found.get('seconds')))
-        except (OSError, ValueError, KeyError):
-            print(f"{named} has no scores.json; make it with: python score.py {flag}", file=sys.stderr)
-    if not runs:
-        raise ValueError("none of these folders has a scores.json; score.py makes it")
-    return runs
+# config/ablate/ in words
+ABLATIONS = {
+    'nothing': 'nothing left out',
+    'all_attention': 'attention only, no Mamba',
+    'curriculum': 'with the curriculum',
+    'no_auxiliary': 'no auxiliary losses',
+    'no_counting': 'every head forgets',
+    'no_freeze': 'the states never stand still',
+    'no_pauses': 'no silent slots',
+    'no_pointer': 'no pointer, nothing hidden',
+    'nothing_hidden': 'nothing hidden, the pointer kept',
+    'one_shot': 'one-shot',
+    'separate': 'mod alone',
+    'state_128': 'state of 128',
+    'state_16': 'state of 16',
+    'tokens_100_ms': 'tokens of 100 ms',
+    'tokens_20_ms': 'tokens of 20 ms',
+    'with_stft': 'with waveform and STFT losses',
+}
 
 
-def cells(runs, task):
-    """Exact match in per cent of each run that was tested on a task, in all splits -> splits, {name: [its seeds' numbers] for each}"""
-    splits = [s for s in SPLITS[task] if any(s in one.get(task, {}) for seeds in runs.values() for one, _ in seeds)]
-    rows = {name: [[100 * one[task][s]['exact_match'] for one, _ in seeds if s in one.get(task, {})] for s in splits] for name, seeds in runs.items()}
-    return splits, {name: row for name, row in rows.items() if any(row)}
-
-
-def mean(numbers):
-    return sum(numbers) / len(numbers)
-
-
-def table(runs):
-    """Print every run on every split of each task, as Markdown"""
-    for task in SPLITS:
-        splits, rows = cells(runs, task)
-        if rows:
-            print(f"\n| {task} | seeds | questions | {' | '.join(splits)} | seconds |\n|{' --- |' * (len(splits) + 4)}")
-        for name, row in rows.items():
-            texts = ['' if not c else f"{c[0]:.4g}" if len(c) == 1 else f"{mean(c):.4g} ({min(c):.4g})" for c in row]
-            times = [t for _, t in runs[name] if t]
-            asked = min(split['n'] for one, _ in runs[name] for split in one.get(task, {}).values())
-            print(f"| {name} | {len(runs[name])} | {asked} | " + ' | '.join(texts) + f" | {f'{mean(times):.0f}' if times else ''} |")
-
-
-def chart(runs, path):
-    """Draw the same table, in colours"""
-    found = {task: found for task in SPLITS if (found := cells(runs, task))[1]}
-    columns = [len(splits) for splits, _ in found.values()]
-    fig = Figure(figsize=(3 + 0.55 * sum(columns), 2.2 + 0.32 * len(runs)), layout='constrained')
-    axes = fig.subplots(1, len(found), sharey=True, squeeze=False, gridspec_kw={'width_ratios': columns})[0]
-    for ax, (task, (splits, rows)) in zip(axes, found.items()):
-        values = np.array([[mean(c) if c else np.nan for c in rows.get(name, [[]] * len(splits))] for name in runs])
-        ax.imshow(values, vmin=0, vmax=100, cmap='YlGnBu', aspect='auto')
-        for (i, j), v in np.ndenumerate(values):
-            if v == v:
-                ax.text(j, i, f"{v:.3g}", ha='center', va='center', fontsize=9, color='white' if v > 60 else 'black')
-        ax.set_xticks(range(len(splits)), splits, rotation=60, ha='right')
-        ax.set_yticks(range(len(runs)), runs)
-        ax.set_title(f"{task}: exact match (%)", fontsize=10)
-    fig.savefig(path, dpi=110)
+def save(fig, path):
+    """Write a figure as a PNG, whole or not at all"""
+    write_whole(path, partial(fig.savefig, dpi=150))
 
 
 def plain(ax, **settings):
+    """Prepare axes for lines and points"""
     ax.set(**settings)
+    ax.set_prop_cycle(color=COLORS, marker=list(MARKERS))
     ax.grid(alpha=0.25)
     ax.spines[['top', 'right']].set_visible(False)
 
 
-def passes(runs, path):
-    """Draw exact match against how often the model may hear its own answer, and how often it did, by what the question takes"""
+def spectrogram(rows, path):
+    """Draw (title, waveform (S,)) rows under one another, with the symbols that are heard; not at
+    the tones, if the sound is too long to read them there"""
+    longest = max(len(wave) for _, wave in rows) / SAMPLE_RATE
+    width = min(16, max(6, 3 * longest))
+    height = 0.4 + 1.4 * len(rows)
+    fig = Figure(figsize=(width, height), layout='constrained')
+    axes = fig.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (title, wave) in zip(axes, rows, strict=True):
+        padded = np.pad(wave.numpy(), (256, 512))  # the middle of the first window is time 0
+        ends = 0, (len(wave) + 256) / SAMPLE_RATE
+        with np.errstate(divide='ignore'):  # silence is -inf dB
+            ax.specgram(padded, NFFT=512, Fs=SAMPLE_RATE, noverlap=432, xextent=ends,
+                        vmin=-100, vmax=-25, cmap='magma')
+        # Every symbol has its own height, in all pictures.
+        ax.set(xlim=(0, longest), ylim=(200, 3600), facecolor='black')
+        tones = find_tones(wave[None])
+        if title:
+            ax.set_title(f"{title}: {decode(tones.symbol)}"[:80], loc='left')
+        if longest > 20:
+            continue
+        for _, symbol, start, length, pitch, _ in zip(*tones, strict=True):
+            ax.text(start + length / 2, pitch + 130, decode([symbol]),
+                    color='white', fontsize=13, weight='bold', ha='center', clip_on=True)
+    axes[-1].set_xlabel('time (s)')
+    fig.supylabel('frequency (Hz)', fontsize=10)
+    save(fig, path)
+
+
+# --- runs that score.py has tested ---
+
+def load_scores(names):
+    """Names of runs -> {run: [(its scores, seconds of training) of each seed]}"""
+    folders = ['out/release' if name == 'release' else name for name in names]
+    parents = [os.path.dirname(os.path.abspath(folder)) for folder in folders]
+    top = os.path.commonpath(parents)
+    runs = {}
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, 'scores.json')) as f:
+                found = json.load(f)
+            seed = found['scores'], found.get('seconds')
+        except (OSError, ValueError, KeyError):
+            print(f"{folder} has no scores.json", file=sys.stderr)
+            continue
+        run = re.sub(r'_s\d+$', '', os.path.relpath(folder, top))
+        runs.setdefault(run, []).append(seed)
+    if not runs:
+        raise ValueError("none of these runs has a scores.json; score.py makes it")
+    return runs
+
+
+def exact_match(seeds, task, split):
+    """Exact match in per cent of each seed of a run that was tested on this split"""
+    tested = [scores[task] for scores, _ in seeds if task in scores]
+    return [100 * found[split]['exact_match'] for found in tested if split in found]
+
+
+def tested_splits(runs, task):
+    seeds = sum(runs.values(), [])
+    return [split for split in TASKS[task].splits if exact_match(seeds, task, split)]
+
+
+def table(runs):
+    """Print every run on every split of each task, as Markdown"""
+    for task in TASKS:
+        splits = tested_splits(runs, task)
+        if not splits:
+            continue
+        print(f"\n| {task} | seeds | questions | {' | '.join(splits)} | seconds |")
+        print('|' + ' --- |' * (len(splits) + 4))
+        for name, seeds in runs.items():
+            tested = [scores[task] for scores, _ in seeds if task in scores]
+            if not tested:
+                continue
+            asked = min(found['n'] for scores in tested for found in scores.values())
+            row = [name, str(len(tested)), str(asked)]
+            for split in splits:
+                numbers = exact_match(seeds, task, split)
+                text = f"{np.mean(numbers):.4g}" if numbers else ''
+                if len(numbers) > 1:
+                    text += f" ({min(numbers):.4g})"
+                row.append(text)
+            seconds = [t for _, t in seeds if t]
+            row.append(f"{np.mean(seconds):.0f}" if seconds else '')
+            print(f"| {' | '.join(row)} |")
+
+
+def chart(runs, path):
+    """Draw the same table in colours, without the splits on which no run is under 97 %, as these
+    tell no run from another"""
+    columns = [(task, split) for task in TASKS for split in tested_splits(runs, task)]
+    values = np.array([
+        [np.mean(exact_match(seeds, *column) or [np.nan]) for column in columns]
+        for seeds in runs.values()
+    ])
+    telling = (values < 97).any(0)
+    if telling.any():
+        values = values[:, telling]
+        columns = np.array(columns)[telling]
+    width = 2.4 + 0.37 * len(columns)
+    height = 1.9 + 0.24 * len(runs)
+    fig = Figure(figsize=(width, height), layout='constrained')
+    ax = fig.subplots()
+    # Black can be read on all colours of the first half.
+    ax.imshow(values, vmin=0, vmax=200, cmap='YlGnBu', aspect='auto')
+    for (i, j), value in np.ndenumerate(values):
+        if value >= 0:  # or it was not tested
+            ax.text(j, i, f"{value:.0f}", ha='center', va='center', fontsize=9)
+    for task in TASKS:
+        at = [j for j, column in enumerate(columns) if column[0] == task]
+        if at:
+            ax.axvline(at[0] - 0.5, color='white', linewidth=5)
+            ax.text(np.mean(at), -0.7, task, ha='center', weight='bold')
+    words = [TASKS[task].said.get(split, split) for task, split in columns]
+    ax.set_xticks(range(len(columns)), words, rotation=55, ha='right', rotation_mode='anchor')
+    ax.set_yticks(range(len(runs)), [ABLATIONS.get(name, name) for name in runs])
+    fig.supxlabel('exact match (%)', fontsize=10)
+    save(fig, path)
+
+
+def passes(runs, task, path):
+    """Draw exact match against how often the model may hear its own answer, and how often it did,
+    by how many lines of working the question takes"""
     if len(runs) > 1:
         raise ValueError(f"name one run and its seeds, not {', '.join(runs)}")
-    ones = [one['mod'] for seeds in runs.values() for one, _ in seeds if 'by_passes' in one.get('mod', {}).get('iid', {})]
-    if not ones:
-        raise ValueError("none of these was taught mod aloud, the task that takes passes")
-    fig = Figure(figsize=(11, 4.2), layout='constrained')
+    [seeds] = runs.values()
+    fig = Figure(figsize=(9, 3.8), layout='constrained')
     left, right = fig.subplots(1, 2)
-    names = {'iid': 'one or two %', 'ood_digits_4': 'A of 4 digits', 'ood_digits_5': 'A of 5 digits',
-             'ood_compose_3': 'three %', 'ood_compose_5': 'five %'}
-    for color, marker, (split, name) in zip(COLORS, 'os^Dv', names.items()):
-        rows = [one[split] for one in ones if split in one]
-        if rows:
-            ks = sorted(map(int, rows[0]['by_passes']))
-            left.plot(range(len(ks)), [100 * mean([r['by_passes'][str(k)] for r in rows]) for k in ks], color=color, marker=marker, label=name)
-            lines = sorted({int(n) for r in rows for n in r['passes_by_lines']})
-            right.plot(lines, [mean([r['passes_by_lines'][str(n)] for r in rows if str(n) in r['passes_by_lines']]) for n in lines],
-                       color=color, marker=marker, linestyle='none', alpha=0.8)
+    plain(left, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
+    plain(right, xlabel='lines of working that the question takes',
+          ylabel='passes that the model used (mean)')
+    right.axline((1, 1), slope=1, color='0.7')
+    for split in TASKS[task].splits:
+        tested = [scores[task].get(split, {}) for scores, _ in seeds if task in scores]
+        tested = [found for found in tested if 'by_passes' in found]
+        if not tested or not split.startswith(('iid', 'ood')):
+            continue
+        allowed = list(tested[0]['by_passes'])
+        exact = [100 * np.mean([found['by_passes'][k] for found in tested]) for k in allowed]
+        left.plot(allowed, exact, label=TASKS[task].said.get(split, split))
+        lines, used = [], []
+        for found in tested:
+            lines += map(int, found['passes_by_lines'])
+            used += found['passes_by_lines'].values()
+        right.plot(lines, used, linestyle='none', alpha=0.8)
+    if not left.lines:
+        raise ValueError(f"none of these was taught {task} aloud; --task names another task")
     left.legend(frameon=False)
-    right.axline((0, 0), slope=1, color='0.7', linewidth=1, zorder=0)
-    plain(left, xticks=range(len(ks)), xticklabels=ks, xlabel='passes allowed', ylabel=f"exact match (%) of {ones[0]['iid']['n']:,} questions", ylim=(-3, 103))
-    plain(right, xlabel='lines of working the question takes', ylabel='passes that the model used (mean)', xlim=(0, None), ylim=(0, None))
-    fig.savefig(path, dpi=110)
+    save(fig, path)
 
 
-# --- what a model makes of worse sound ---
+# --- what a model makes of worse sound: each takes a batch and gives it back, spoilt ---
 
-def noise_at(b, db, pink):
-    """White or pink noise, the tones' power over its own being so many dB"""
-    g = torch.Generator().manual_seed(7)
-    noise = torch.randn(b.question.shape, generator=g)
+def fixed_noise(*shape):
+    """White noise, the same each time"""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def noise_at(b, db, pink=False):
+    """White or pink noise. The power of the tones over that of the noise is so many dB."""
+    noise = fixed_noise(*b.question.shape)
     if pink:
         spectrum = torch.fft.rfft(noise)
-        noise = torch.fft.irfft(spectrum / torch.arange(spectrum.shape[1]).clamp(min=1).sqrt(), n=noise.shape[1])
+        bins = torch.arange(spectrum.shape[1]).clamp(min=1)
+        noise = torch.fft.irfft(spectrum / bins.sqrt(), n=noise.shape[1])
         noise /= noise.std()
-    sounding = b.answer.new_tensor(LOUDNESS ** 2 / 2)  # power of a tone of middle loudness
-    return b._replace(question=b.question + noise * (sounding * 10 ** (-db / 10)).sqrt())
+    tone = LOUDNESS / 2 ** 0.5  # root mean square of a tone of middle loudness
+    noise *= tone * 10 ** (-db / 20)
+    return b._replace(question=b.question + noise)
 
 
 def echo(b, seconds):
-    """Reverberation: exponentially decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, it is the louder
-    in all the longer it lasts: 6 dB under the direct sound at 0.4 s."""
+    """Decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, the
+    longer it lasts, the louder it is in all: 6 dB under the direct sound at 0.4 s."""
+    from scipy.signal import fftconvolve  # slow to import, and sample.py does without
     n = max(1, round(seconds * SAMPLE_RATE))
-    tail = torch.randn(n, generator=torch.Generator().manual_seed(7)) * 10 ** (-3 * torch.arange(n) / n)
+    tail = fixed_noise(n) * 10 ** (-3 * torch.arange(n) / n)
     tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm()
     tail[0] = 1
-    size = b.question.shape[1] + n
-    wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)[:, :b.question.shape[1]]
-    return b._replace(question=wet)
+    wet = fftconvolve(b.question.numpy(), tail[None].numpy(), axes=1)
+    return b._replace(question=torch.from_numpy(wet[:, :b.question.shape[1]]))
+
+
+def clipped(b, share):
+    """Clipped at a share of a tone of middle loudness, and played as loud as before"""
+    question = (b.question / (LOUDNESS * share)).clamp(-1, 1)
+    return b._replace(question=LOUDNESS * question)
+
+
+def filtered(b, high, low=300):
+    """Only what lies between low and high in Hz, as by a telephone"""
+    from scipy.signal import butter, sosfilt
+    sections = butter(6, (low, high), 'bandpass', fs=SAMPLE_RATE, output='sos')
+    question = torch.from_numpy(sosfilt(sections, b.question.numpy()))
+    return b._replace(question=question.float())
 
 
 def replayed(b, tempo=1.0, hertz=0.0):
     """The same questions at another tempo and pitch"""
     r = b.rhythm
-    r = r._replace(start=r.start / tempo, length=r.length / tempo, detune=r.detune + hertz)
-    n = math.ceil(max_samples(b.asked.shape[1]) / tempo)
-    noise = 0.015 * torch.randn(len(b.asked), n, generator=torch.Generator().manual_seed(7))
-    return b._replace(question=play(b.asked, r, n) + noise, lengths=(b.lengths / tempo).long())
-
-
-def filtered(b, low, high):
-    """Band-limited, as by a telephone"""
-    from scipy.signal import butter, sosfilt  # slow to import, and sample.py does without
-    return b._replace(question=torch.from_numpy(sosfilt(butter(6, (low, high), 'bandpass', fs=SAMPLE_RATE, output='sos'), b.question.numpy())).float())
+    rhythm = r._replace(
+        start=r.start / tempo,
+        length=r.length / tempo,
+        detune=r.detune + hertz,
+    )
+    n_samples = math.ceil(max_samples(b.asked.shape[1]) / tempo)
+    noise = 0.015 * fixed_noise(len(b.asked), n_samples)
+    question = play(b.asked, rhythm, n_samples) + noise
+    return b._replace(question=question, lengths=(b.lengths / tempo).long())
 
 
 def through_file(b, rate):
-    """Written to a WAV file of another sample rate, and read back"""
+    """As read from a file of another sample rate"""
     from scipy.signal import resample_poly
-    def there_and_back(wave):
-        file = io.BytesIO()
-        wavfile.write(file, rate, resample_poly(wave.numpy().astype(np.float64), rate, SAMPLE_RATE).astype(np.float32))
-        file.seek(0)
-        return F.pad(read_wav(file, 'file'), (0, len(wave)))[:len(wave)]
-    return b._replace(question=torch.stack([there_and_back(w) for w in b.question]))
+    there = resample_poly(b.question.double().numpy(), rate, SAMPLE_RATE, axis=1)
+    back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
+    question = torch.from_numpy(back[:, :b.question.shape[1]])
+    return b._replace(question=question.float())
 
 
+# What is done: in which measure, (values from good to bad, how)
 WORSE = {
-    'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=False)),
-    'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), lambda b, x: noise_at(b, x, pink=True)),
-    'reverberation (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
-    'clipped at (share of a middling tone)': ((1.0, 0.5, 0.2, 0.1, 0.05), lambda b, x: b._replace(question=LOUDNESS * (b.question / (LOUDNESS * x)).clamp(-1, 1))),
-    'band from 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), lambda b, x: filtered(b, 300, x)),
-    'tempo': ((0.8, 0.9, 1.0, 1.1, 1.25), lambda b, x: replayed(b, tempo=x)),
-    'pitch shifted by (Hz)': ((-40, -20, -10, 0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
-    'sample rate of the file (Hz)': ((8000, 11025, 16000, 22050, 44100, 48000), through_file),
+    'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), noise_at),
+    'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), partial(noise_at, pink=True)),
+    'echo: 60 dB down after (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
+    'clipped: at (share of a tone)': ((1, 0.5, 0.2, 0.1, 0.05), clipped),
+    'telephone: 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), filtered),
+    'slower: tempo': ((1, 0.9, 0.8), replayed),
+    'faster: tempo': ((1, 1.1, 1.25), replayed),
+    'lower: by (Hz)': ((0, 10, 20, 40), lambda b, x: replayed(b, hertz=-x)),
+    'higher: by (Hz)': ((0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
+    'file: sample rate (Hz)': ((48000, 44100, 22050, 16000, 11025, 8000), through_file),
 }
 
 
-def robustness(model, config, path, n):
-    """Draw exact match on iid questions against eight kinds of worse sound"""
-    fig = Figure(figsize=(15, 6.5), layout='constrained')
-    for ax, (label, (xs, worse)) in zip(fig.subplots(2, 4).flat, WORSE.items()):
-        for color, marker, task in zip(COLORS, 'os^', config['tasks'].split(',')):
-            think = config['think'] if task in config['aloud'].split(',') else 1
-            ys = [100 * evaluate(model, task, 'iid', n, think=think, spoil=lambda b: worse(b, x))['exact_match'] for x in xs]
-            print(f"{task}, {label}: {', '.join(f'{x:g}: {y:.1f}' for x, y in zip(xs, ys))}", flush=True)
-            ax.plot(range(len(xs)), ys, color=color, marker=marker, label=task)
-        plain(ax, xlabel=label, xticks=range(len(xs)), xticklabels=[f"{x:g}" for x in xs], ylabel='exact match (%)', ylim=(-3, 103))
-        ax.tick_params(axis='x', labelrotation=30 if len(str(xs[0])) > 3 else 0)
-    fig.axes[0].legend(frameon=False)
-    fig.savefig(path, dpi=110)
+def robustness(model, trained_on, path, n):
+    """Draw exact match on n iid questions a point against each kind of worse sound"""
+    fig = Figure(figsize=(9, 4.4), layout='constrained')
+    axes = fig.subplots(2, 5, sharey=True).flat
+    for ax, (label, (values, worse)) in zip(axes, WORSE.items(), strict=True):
+        title, measure = label.split(': ')
+        plain(ax, title=title, xlabel=measure, ylim=(-3, 103))
+        for task in names_of(trained_on, 'tasks', TASKS):
+            if 'iid' not in TASKS[task].splits:
+                continue
+            think = trained_on['think'] if task in trained_on['aloud'].split(',') else 1
+            exact = []
+            for x in values:
+                found = evaluate(model, task, 'iid', n, think=think,
+                                 spoil=lambda b, worse=worse, x=x: worse(b, x))
+                exact.append(100 * found['exact_match'])
+                print(f"{task}, {label}: {x:g}, {exact[-1]:.1f} %", flush=True)
+            ax.plot([f"{x:g}" for x in values], exact, label=task)
+        if max(values) > 1000:
+            ax.tick_params(axis='x', labelrotation=60)
+    fig.supylabel('exact match (%)', fontsize=10)
+    fig.axes[4].legend(frameon=False)  # where there is most room
+    save(fig, path)
 
 
 # --- what goes on inside ---
 
 @torch.no_grad()
 def states_of_brackets(model, split, n, **more):
-    """n bracket questions of a split -> the encoder's tokens at the end of each bracket (n, N, D), the depth there, whether it has been below
-    0 by then, and whether there is a bracket, (n, N) each"""
-    b = make_batch('bracket', split, n, torch.Generator().manual_seed(7), **more)
+    """n bracket questions -> the encoder's token at the end of each bracket and a 1 (n, N, D + 1);
+    depth there, and whether it has been below 0 (n, N, 2); where there is a bracket (n, N)"""
+    generator = torch.Generator().manual_seed(7)
+    b = make_batch('bracket', split, n, generator, **more)
     memory = model.encode(model.hear(b.question))
-    at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long().clamp(1, memory.shape[1]) - 1  # the last token that hears nothing of the next
-    depth, below = depths(b.asked)
-    return memory.gather(1, at[..., None].expand(-1, -1, memory.shape[2])), depth, below, b.asked >= 0
+    # The last token that hears nothing of the next bracket
+    at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long()
+    at = at.clamp(1, memory.shape[1]) - 1
+    index = at[..., None].expand(-1, -1, memory.shape[2])
+    states = F.pad(memory.gather(1, index), (0, 1), value=1.0)
+    targets = torch.stack(depths(b.asked), 2)
+    return states.double(), targets.double(), b.asked >= 0
 
 
 def counting(model, path):
-    """Fit a line from the encoder's states to the depth of brackets, and to whether it has been below 0, on questions as long as in
-    training; draw how well both can be read off at each place in these and in longer questions. Dotted: the same for a model that has
-    learned nothing, which can count a little too, as half of its heads never forget."""
+    """Fit a line from the encoder's states to the depth of brackets, and to whether it has been
+    below 0, in questions as short as in training; draw how well it tells both in longer ones too,
+    and (dotted) for an untrained model: half of its heads never forget, so it counts a little."""
     torch.manual_seed(0)
-    untrained = jmamba.MiniJMamba(model.config).eval()
-    fig = Figure(figsize=(13, 3.8), layout='constrained')
-    trace, left, right = fig.subplots(1, 3)
-    ones = lambda t: torch.cat([t, torch.ones(*t.shape[:-1], 1)], -1).double()
-    for net, style in ((model, '-'), (untrained, ':')):
-        x, depth, below, there = states_of_brackets(net, 'train', 1000)
-        X, targets = ones(x)[there], torch.stack([depth, below], -1)[there].double()
-        line = torch.linalg.solve(X.T @ X + 1e-3 * torch.eye(X.shape[1], dtype=X.dtype), X.T @ targets)
-        for color, marker, length in zip(COLORS, 'os^D', (12, 20, 40, 100)):
-            x, depth, below, there = states_of_brackets(net, 'val' if length == 12 else 'val_ood', 100, low=length, high=length)
-            found = ones(x) @ line
-            hits = (found[..., 0].round() == depth).double().mean(0), ((found[..., 1] > 0.5) == below).double().mean(0)
-            print(f"{'' if net is model else 'untrained, '}length {length}: the depth can be read off at {hits[0].mean():.1%} of the brackets, "
-                  f"whether it has been below 0 at {hits[1].mean():.1%} (always no: {1 - below.double().mean():.1%})")
-            for ax, hit in zip((left, right), hits):
-                ax.plot(range(1, length + 1), 100 * hit, style, color=color, **({'marker': marker, 'markevery': max(1, length // 10), 'label': f"length {length}"}
-                                                                                if net is model else {'alpha': 0.5}))
-            if length == 40 and net is model:
-                trace.step(range(1, 41), depth[0], where='mid', color='0.6', label='depth')
-                trace.plot(range(1, 41), found[0, :, 0], color=color, label='read off the state')
-    plain(trace, xlabel='bracket', ylabel='depth', title='one question of length 40')
-    plain(left, xlabel='bracket', ylabel='depth right, rounded (%)', ylim=(-3, 103), title='depth')
-    plain(right, xlabel='bracket', ylabel='right (%)', ylim=(-3, 103), title='has it been below 0?')
-    left.plot([], [], ':', color='0.4', label='untrained')
-    trace.legend(frameon=False)
+    untrained = MiniJMamba(model.config).eval()
+    fig = Figure(figsize=(9, 3.8), layout='constrained')
+    left, right = fig.subplots(1, 2)
+    plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))
+    plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=(-3, 103))
+    for net, name in ((model, 'trained'), (untrained, 'untrained')):
+        states, targets, there = states_of_brackets(net, 'train', 1000)
+        line = torch.linalg.lstsq(states[there], targets[there]).solution
+        for length in (12, 20, 40, 100):
+            split = 'val' if length == 12 else 'val_ood'
+            states, targets, _ = states_of_brackets(net, split, 100, low=length, high=length)
+            found = states @ line
+            depth_right = found[..., 0].round() == targets[..., 0]
+            below_right = (found[..., 1] > 0.5) == (targets[..., 1] > 0.5)
+            style = {'markevery': 0.1, 'label': f"length {length}"}
+            if net is untrained:
+                style = {'linestyle': ':', 'color': '0.6', 'marker': ''}
+            for ax, hits in ((left, depth_right), (right, below_right)):
+                hits = 100 * hits.double().mean(0)  # (N,)
+                ax.plot(range(1, length + 1), hits, **style)
+                print(f"{name}, length {length}, {ax.get_title()}: {hits.mean():.1f} % right")
+            never = 100 * (1 - targets[..., 1].mean())
+            print(f"always no would be right in {never:.1f} %")
+    left.plot([], [], label='untrained', **style)
     left.legend(frameon=False)
-    fig.savefig(path, dpi=110)
+    save(fig, path)
 
 
-@torch.no_grad()
 def pointer(model, path, text='CABLEKAJ'):
-    """Draw where in the question each frame of the answer is fetched from"""
+    """Draw where in the question each token of the answer is fetched from"""
     if not model.config.pointer:
         raise ValueError("this model has no pointer")
-    kept, local_weights, wave = [], jmamba.local_weights, play_text(text)[None]
-    heard = model.hear(wave)
-    memory = model.encode(heard)
-    jmamba.local_weights = lambda *a, **more: kept.append(local_weights(*a, **more)) or kept[-1]
-    try:
-        model.answer(memory, heard, torch.tensor([wave.shape[1]]))
-    finally:
-        jmamba.local_weights = local_weights
-    weights, w = kept[0][0, -1], jmamba.WINDOW  # (T / w, w, 3w); the pointer is the last head of the cross-attention, which comes first
-    T = math.ceil(wave.shape[1] / model.config.token)
-    full = torch.zeros(len(weights) * w, (len(weights) + 2) * w)
-    for i, block in enumerate(weights):
-        full[i * w:(i + 1) * w, i * w:(i + 3) * w] = block
-    full, seconds = full[:T, w:w + T], T * model.config.token / SAMPLE_RATE
-    fig = Figure(figsize=(6, 5), layout='constrained')
+    weights = model.pointer_weights(play_text(text)[None])
+    seconds = len(weights) * model.config.token / SAMPLE_RATE
+    fig = Figure(figsize=(5, 4), layout='constrained')
     ax = fig.subplots()
-    image = ax.imshow(full.numpy(), origin='lower', extent=(0, seconds, 0, seconds), cmap='magma', vmin=0, vmax=1)
+    image = ax.imshow(weights.numpy(), origin='lower', extent=(0, seconds, 0, seconds),
+                      cmap='magma', vmin=0, vmax=1)
     fig.colorbar(image, ax=ax, label='attention')
-    ax.set(xlabel='time in the question (s)', ylabel='time in the answer (s)', title=f"the pointer, asked {text}")
-    fig.savefig(path, dpi=110)
+    ax.set(xlabel='time in the question (s)', ylabel='time in the answer (s)',
+           title=f"the pointer, asked {text}")
+    save(fig, path)
 
 
 if __name__ == '__main__':
-    from configurator import bounds, configure, fail
-    what = ''          # passes, robustness, counting or pointer; '' is spectrograms of WAV files, the table and chart of runs
-    out = ''           # the picture to write; '' is named after what it shows
+    what = ''          # as above, or spectrogram or table, which '' tells by what is named
+    out = ''           # the PNG to write; '' is named after what it shows
+    task = 'mod'       # of passes
     num_samples = 200  # questions for each point of robustness
-    named = list(dict.fromkeys(a for a in sys.argv[1:] if not a.startswith('-')))
-    configure(globals(), [a for a in sys.argv[1:] if a.startswith('-')])
+    flags = [a for a in sys.argv[1:] if a.startswith('-')]
+    named = [a for a in dict.fromkeys(sys.argv[1:]) if a not in flags]
+    configure(globals(), flags)
     bounds(globals(), num_samples=1)
+    kinds = 'spectrogram', 'table', 'passes', 'robustness', 'counting', 'pointer'
+    choices(globals(), what=('', *kinds), task=TASKS)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
-    runs = [name for name in named if name == 'release' or os.path.isdir(name)]
-    what = what or ('table' if named[0] in runs else 'spectrogram')
+    first = named[0]
+    if not what:
+        what = 'table' if first == 'release' or os.path.isdir(first) else 'spectrogram'
     out = out or what + '.png'
     try:
         if what == 'spectrogram':
-            spectrogram([(w, read_wav(w)) for w in named], out)
+            rows = []
+            for name in named:
+                title = Path(name).stem.lstrip('0123456789_')
+                rows.append((title.replace('_', ' '), read_wav(name)))
+            spectrogram(rows, out)
         elif what == 'table':
-            scores = load_scores(runs)
-            table(scores)
-            chart(scores, out)
+            runs = load_scores(named)
+            table(runs)
+            chart(runs, out)
         elif what == 'passes':
-            passes(load_scores(named), out)
-        elif what in ('robustness', 'counting', 'pointer'):
-            if len(named) > 1:
-                fail(f"{what} is of one run: name its folder alone")
-            net, checkpoint = jmamba.load_checkpoint(named[0], init_from='release' if named[0] == 'release' else 'out_dir')
-            if what == 'counting' and 'bracket' not in checkpoint['config']['tasks']:
-                fail(f"counting is for a model of bracket, not of {checkpoint['config']['tasks']}")
-            if what == 'robustness':
-                robustness(net, checkpoint['config'], out, num_samples)
-            else:
-                {'counting': counting, 'pointer': pointer}[what](net, out)
+            passes(load_scores(named), task, out)
+        elif len(named) > 1:
+            fail(f"{what} is of one run: name that alone")
         else:
-            fail(f"what is passes, robustness, counting or pointer, not {what!r}")
+            init_from = 'release' if first == 'release' else 'out_dir'
+            model, checkpoint = load_checkpoint(first, init_from=init_from)
+            trained_on = checkpoint['config']
+            if what == 'robustness':
+                robustness(model, trained_on, out, num_samples)
+            elif what == 'pointer':
+                pointer(model, out)
+            elif 'bracket' in trained_on['tasks']:
+                counting(model, out)
+            else:
+                fail(f"counting is for a model of bracket, not of {trained_on['tasks']}")
     except ValueError as e:
         fail(e)
     except OSError as e:

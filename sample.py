@@ -1,30 +1,53 @@
 """
 Ask a trained model and listen to its answer.
 
-$ python sample.py --out_dir=out/mirror --start=ABCA     # a question in symbols, played to the model in tones
+$ python sample.py --out_dir=out/mirror --start=ABCA     # a question in symbols, played in tones
 $ python sample.py --out_dir=out/mirror --wav=my.wav     # or a recording of one
 $ python sample.py --out_dir=out/mirror --num_samples=8  # or so many questions of a test split
-$ python sample.py --init_from=release --start='(()())'  # the weights that come with the code know all three tasks
+$ python sample.py --init_from=release --start='(()())'  # of the weights that come with the code
 
-Writes 000_question.wav, 000_answer.wav, 000.png, ... and index.html, a page to listen to them, to out_dir/samples. A model
-that was taught to work aloud hears its own answers until they no longer change: 000_pass_1.wav, 000_pass_2.wav, ...
+Writes to out_dir/samples: 000_question.wav, 000_answer.wav, ..., a spectrogram of each, and
+index.html, a page to look at and listen to them. A model that was taught to work aloud hears its
+own answers until they no longer change: 000_pass_1.wav, 000_pass_2.wav, ...
 """
 import html
 import os
 import sys
+from functools import partial
 
-from configurator import SEEDS, bounds, configure, fail
+from configurator import (
+    SEEDS,
+    bounds,
+    choices,
+    configure,
+    fail,
+    names_of,
+    pick_device,
+    write_whole,
+)
 from figures import spectrogram
-from model import load_checkpoint, pick_device
-from prepare import LOUDNESS, SPLITS, decode, fresh_folder, play_text, read_wav, read_wav_until_silence, solve, split_batches, split_names, task_of, write_wav
+from model import load_checkpoint
+from prepare import (
+    LOUDNESS,
+    SAMPLE_RATE,
+    fresh_folder,
+    play_text,
+    read_wav,
+    read_wav_until_silence,
+    split_batches,
+    write_wav,
+)
 from score import find_tones, transcribe
+from tasks import TASKS, decode, solve, split_names, task_of
+from think import converse
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
-init_from = 'out_dir'   # or release: the weights that come with the code; samples then go to out/release/samples
+init_from = 'out_dir'   # or release: the weights that come with the code; see out/release/samples
 start = ''              # the question in symbols, such as ABCA
-wav = ''                # or a WAV file that holds it; - reads one from standard input until 0.4 s of silence
+wav = ''                # or a WAV file that holds it; - reads standard input until 0.4 s of silence
+task = ''               # which task is asked, if a question in symbols could belong to several
 num_samples = 4         # or draw so many test questions
-split = 'iid'           # of this split
+split = 'iid'           # of this split, such as ood_length
 sample_dir = ''         # where to write; '' is out_dir/samples
 think = 16              # passes at most when a task is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
@@ -35,17 +58,24 @@ if '--start=' in sys.argv:
 if start and wav:
     fail("give --start or --wav, not both")
 bounds(globals(), num_samples=1, think=1, seed=SEEDS)
+choices(globals(), task=('', *TASKS))
 
-# --- questions: (waveform, text, right answer) ---
+# --- questions: (waveform, text, right answer, whether it is worked out aloud) ---
+questions = []
 try:
     device = pick_device(device)
     model, checkpoint = load_checkpoint(out_dir, device, init_from)
-    tasks = checkpoint['config']['tasks'].split(',')
-    task_for = lambda text: tasks[0] if len(tasks) == 1 else task_of(text)
-    questions = []
+    tasks = names_of(checkpoint['config'], 'tasks', TASKS)
+    aloud = names_of(checkpoint['config'], 'aloud', TASKS)
+    if task:
+        if task not in tasks:
+            fail(f"this model was trained on {', '.join(tasks)}, not on {task}")
+        tasks = [task]
+
     if start:
-        wanted = solve(task_for(start), start)
-        questions.append((play_text(start, seed), start, wanted))
+        wave = play_text(start, seed)
+        task = task_of(start, tasks)
+        questions.append((wave, start, solve(task, start), task in aloud))
     elif wav:
         wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
         wave = wave / wave.abs().max().clamp(min=1e-9)  # a recording may be faint
@@ -53,68 +83,91 @@ try:
         asked = decode(tones.symbol)
         if not asked:
             fail(f"{wav}: no tone can be heard in it")
-        wave = wave * LOUDNESS * 10 ** (-tones.level.max() / 20)  # as loud as what it was trained on
+        # Play it to the model as loud as what that was trained on.
+        wave = wave * LOUDNESS * 10 ** (-tones.level.max() / 20)
         try:
-            wanted = solve(task_for(asked), asked)
-        except ValueError:  # a sound that is no symbol, or no question of this task: the model is asked all the same
-            wanted = '-'
-        questions.append((wave, asked, wanted))
+            task = task_of(asked, tasks)
+            questions.append((wave, asked, solve(task, asked), task in aloud))
+        except ValueError:  # it is no question of a task; the model is asked all the same
+            questions.append((wave, asked, '-', any(task in aloud for task in tasks)))
     else:
-        for task in tasks:
-            name = split_names(task, split)[0] if split in SPLITS[task] or all(split not in SPLITS[t] for t in tasks) else 'iid'
-            for b in split_batches(task, name, -(-num_samples // len(tasks)), seed):
-                questions += [(wave[:n], decode(asked), decode(wanted))
-                              for wave, n, asked, wanted in zip(b.question, b.lengths, b.asked, b.wanted)]
+        drawn = [(name, part) for name in tasks for part in split_names(name, split)]
+        if not drawn:
+            fail(f"no split {split!r}; {tasks[0]} has {', '.join(TASKS[tasks[0]].splits)}")
+        for i, (name, part) in enumerate(drawn):
+            share = len(range(i, num_samples, len(drawn)))
+            for b in split_batches(name, part, share, seed):
+                for wave, n, asked, wanted in zip(
+                        b.question, b.lengths, b.asked, b.wanted, strict=True):
+                    questions.append((wave[:n], decode(asked), decode(wanted), name in aloud))
 except ValueError as e:
     fail(e)
 
-# --- answers ---
-out_dir = 'out/release' if init_from == 'release' else out_dir
-sample_dir = sample_dir or os.path.join(out_dir, 'samples')
-rows = []
-try:
-    fresh_folder(sample_dir, r'\d{3}((_question|_answer|_pass_\d+)\.wav|\.png)')
-    for i, (wave, asked, wanted) in enumerate(questions):
-        aloud = task_for(asked) in checkpoint['config']['aloud'].split(',')
-        answers, passes = model.generate(wave[None].to(device), think=think if aloud else 1, conversation=True)
-        answers = [a[0].cpu() for a in answers[:max(1, int(passes) if aloud else 1)]]  # the last pass only repeats
-        heard = [transcribe(a[None])[0] for a in answers]
-        stem = f'{i:03d}'
-        write = lambda name, sound: (write_wav(os.path.join(sample_dir, name), sound), name)[1]
-        sounds = [('question', write(f'{stem}_question.wav', wave))]
-        sounds += [(f'pass {k}', write(f'{stem}_pass_{k}.wav', a)) for k, a in enumerate(answers, 1)] if len(answers) > 1 else []
-        sounds += [('answer', write(f'{stem}_answer.wav', answers[-1]))]
-        pictured = [(f'pass {k}: {h}', a) for k, (h, a) in enumerate(zip(heard, answers), 1)] if len(answers) > 1 else \
-            [(f'answer: {heard[0]}', answers[0])]
-        spectrogram([(f'question: {asked}', wave), *pictured], os.path.join(sample_dir, stem + '.png'))
-        lines = ' -> '.join([asked, *heard]) if len(answers) > 1 else ''
-        lines += f' (not finished: it may hear its answer more than {think} times with --think={4 * think})' * (aloud and int(passes) >= think)
-        rows.append((stem, asked, wanted, heard[-1], lines, sounds))
-        print(f"asked {asked}, wanted {wanted}, heard {heard[-1] or 'nothing'}" + (f": {lines}" if lines else ''))
-    # --- the page: no script, opens from disk ---
-    figures = ''.join(f'''
-<figure class="{'right' if heard == wanted else 'wrong'}">
-  <figcaption>asked <b>{html.escape(asked)}</b>, wanted <b>{html.escape(wanted)}</b>, heard <b>{html.escape(heard) or 'nothing'}</b>
-  {f'<br>{html.escape(lines)}' if lines else ''}</figcaption>
-  <p>{' '.join(f'<label>{label} <audio controls src="{name}"></audio></label>' for label, name in sounds)}</p>
-  <img src="{stem}.png" alt="spectrograms of the question and the answer">
-</figure>''' for stem, asked, wanted, heard, lines, sounds in rows)
-    with open(os.path.join(sample_dir, 'index.html'), 'w', encoding='utf-8') as f:
-        f.write(f'''<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+# --- the page: no script, opens from disk, fits a telephone ---
+HEAD = '''<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Jericho: questions and answers</title>
 <style>
-  body {{ font: 16px/1.4 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-  figure {{ margin: 0 0 2rem; padding: .8rem 1rem; border-left: 4px solid #3a8f5c; background: #f6f6f4 }}
-  figure.wrong {{ border-color: #c0392b }}
-  figcaption b {{ font-family: ui-monospace, monospace; overflow-wrap: anywhere }}
-  label {{ display: inline-flex; align-items: center; gap: .5rem; margin-right: 1.5rem }}
-  img {{ max-width: 100% }}
+  body { font: 16px/1.4 system-ui, sans-serif; max-width: 62rem; margin: 1rem auto;
+         padding: 0 .8rem; overflow-wrap: anywhere }
+  section { margin: 1.5rem 0; padding: .3rem .8rem; border-left: 5px solid; background: #f6f6f4 }
+  .right { border-color: #3a8f5c } .wrong { border-color: #c0392b }
+  h2 { font-size: 1.1rem; font-weight: normal }
+  b { font-family: ui-monospace, monospace }
+  .row { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 1rem; margin: .8rem 0 }
+  .sound { flex: 1 1 14rem; min-width: 0 }
+  .picture { flex: 3 1 20rem; min-width: 0; overflow-x: auto }
+  audio { display: block; width: 100%; max-width: 22rem; height: 2.5rem; margin-top: .3rem }
+  img { display: block; width: 100% }
 </style>
 <h1>Questions and answers in tones</h1>
-<p>{sum(r[2] == r[3] for r in rows)} of {len(rows)} right. Played by the model in {html.escape(out_dir)}.</p>{figures}
-</html>
-''')
+'''
+ROW = '''<div class="row">
+<div class="sound">{label}: <b>{text}</b><audio controls src="{name}.wav"></audio></div>
+<div class="picture"><img src="{name}.png" alt="spectrogram" style="min-width: {width}rem"></div>
+</div>
+'''
+
+# --- answers ---
+folder = 'out/release' if init_from == 'release' else out_dir
+sample_dir = sample_dir or os.path.join(folder, 'samples')
+page, n_right = '', 0
+try:
+    fresh_folder(sample_dir, r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html')
+    for i, (wave, asked, wanted, is_aloud) in enumerate(questions):
+        answers, passes = converse(model, wave[None].to(device), think=think if is_aloud else 1)
+        n = max(1, int(passes))  # the last pass only repeats the answer
+        sounds = [wave, *[answer[0].cpu() for answer in answers[:n]]]
+        texts = [asked, *[transcribe(sound[None])[0] for sound in sounds[1:]]]
+        heard = texts[-1]
+        verdict = 'right' if heard == wanted else 'wrong'
+        if wanted == '-':
+            verdict = 'unknown'
+        n_right += verdict == 'right'
+        line = f"asked {asked}, wanted {wanted}, heard {heard or 'nothing'}"
+        chain = f": {' -> '.join(texts)}" if n > 1 else ''
+        note = ''
+        if is_aloud and int(passes) == think:
+            note = f" (not finished: it may hear its answer more often with --think={4 * think})"
+        print(line + chain + note)
+
+        page += f'<section class="{verdict}">\n'
+        page += f'<h2>{html.escape(line + note)}</h2>\n'
+        names = ['question', *[f'pass_{k}' for k in range(1, n)], 'answer']
+        for name, sound, text in zip(names, sounds, texts, strict=True):
+            label = name.replace('_', ' ')
+            name = f'{i:03d}_{name}'
+            path = os.path.join(sample_dir, name)
+            write_whole(path + '.wav', partial(write_wav, wave=sound))
+            spectrogram([('', sound)], path + '.png')
+            page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
+                               width=round(12 * len(sound) / SAMPLE_RATE))
+        page += '</section>\n'
+    page += f'<p>{n_right} of {len(questions)} right, '
+    page += f'as played by the model in {html.escape(folder)}.</p>\n'
+    path = os.path.join(sample_dir, 'index.html')
+    write_whole(path, lambda f: f.write((HEAD + page).encode()))
 except OSError as e:
     fail(f"cannot write to {sample_dir}: {e.strerror}")
-print(f"wrote {len(rows)} questions and answers to {sample_dir}; open {os.path.join(sample_dir, 'index.html')} to listen")
+print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")

@@ -1,13 +1,13 @@
 """
 Train Mini-JMamba to answer in tones what it is asked in tones.
 
-$ python train.py config/mirror.py                       # half a minute on two CPU cores, then its test results and WAVs
+$ python train.py config/mirror.py                       # half a minute on two CPU cores
 $ python train.py config/mirror.py --batch_size=32       # any setting below can be given
 $ python train.py config/mirror.py --init_from=resume    # go on from out_dir/ckpt.pt
-$ torchrun --standalone --nproc_per_node=2 train.py config/multitask.py    # two GPUs, each with half of every batch
+$ torchrun --standalone --nproc_per_node=2 train.py config/multitask.py    # two GPUs
 
-Examples are made as it goes, on the device that trains. out_dir gets ckpt.pt (the last), best.pt (the best on the
-validation splits), log.jsonl, and at the end scores.json and samples/.
+Examples are made as it goes. out_dir gets ckpt.pt (the last), best.pt (the best on the validation
+splits), log.jsonl, and at the end scores.json and samples/.
 """
 import json
 import math
@@ -15,64 +15,56 @@ import os
 import random
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict, fields
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from configurator import SEEDS, bounds, configure, fail, provenance
-from model import HOP, JMambaConfig, MiniJMamba, capture, compile_parts, kernel_missing, load_checkpoint, pick_device, save_checkpoint
-from prepare import BLOCK, LOWEST, REST, SAMPLE_RATE, SPACING, SYMBOLS, TASKS, make_batch, slot_at, so_far
-from score import evaluate
+import configurator
+import prepare
+from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
+from kernels import capture, compile_parts, kernel_missing
+from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint
+from score import validate
+from tasks import REST, SYMBOLS, TASKS, n_so_far, so_far, taken
 
 # --- settings: config files and --key=value override them ---
-out_dir = ''             # where results go; '' is out/ and the name of the last config file, and _s and the seed if it is not 1337
+out_dir = ''             # where results go; '' is out/ and the config's name, and _s and the seed
 eval_interval = 50       # iterations
 log_interval = 10
-eval_samples = 100       # validation questions of each task at each evaluation, in distribution and out of it
+eval_samples = 100       # questions of each validation split of each task
 test_samples = 1000      # questions of each test split at the end; 0 skips the tests
 init_from = 'scratch'    # or resume
 # data
-tasks = 'mirror'         # of mirror, bracket, mod, with a comma between them
-mix = 'error'            # tasks are drawn by what is still wrong in validation; or fixed shares, such as 1,1,2
+tasks = 'mirror'         # some of tasks/, with a comma between them
+mix = 'error'            # draw tasks by what validation still gets wrong; or fixed shares: 1,1,2
 mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
-curriculum = 'none'      # of each task: adaptive (harder once validation passes `promote`), linear (for the first half), none
+curriculum = 'none'      # adaptive (harder once validation passes promote), linear (for half), none
 promote = 0.9            # exact match, of validation questions of the difficulty reached
-rests = '0'              # silent slots strewn into a training question, at most: for all tasks, or for each, such as 0,24,4
-foreign = 0.0            # mirror: share of the symbols of a training question that are drawn from those of all tasks, not from the letters
-aloud = ''               # those of the tasks, mod and bracket, in which each line of working is the answer to the last; others at once
-blind = 0.0              # mirror, and mod aloud: share of the examples in which the decoder finds another question (in mod one with the same divisors)
-                         # in the place of its own, by the clock from somewhere behind the last change on and under noise, by content as a whole;
-                         # it can only point at its own. What is repeated must not depend on what it is, nor on what usually follows, and what is
-                         # worked out must not come from where all of the number is known
+pauses = '0'             # silent slots put into a training question, at most: for all tasks or each
+mixed_symbols = 0.0      # mirror: share of symbols drawn from those of all tasks, not from letters
+aloud = ''               # tasks in which each line of working answers the last; others at once
+hide = 0.0               # share of the examples in which copies can only be pointed at: see Hiding
 think = 16               # aloud: passes at most when it is asked
+shuffled = False         # a control: every question gets another's answer
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
-# model: see JMambaConfig
-d_model = 128            # width of a token
-n_encoder = 6            # Mamba-2 layers that hear the question
-n_decoder = 4            # Mamba-2 layers that play the answer
-d_state = 64             # of a Mamba-2 head: it remembers d_state * head_dim numbers
-head_dim = 32            # width of a Mamba-2 head
-n_head = 4               # attention heads
-counting = 0.5           # share of the Mamba-2 heads that never forget
-patch = 5                # frames of 10 ms in a token
-freeze = True            # the Mamba-2 states stand still while nothing sounds
-mamba = True             # false: self-attention in the place of every Mamba-2 layer
-pointer = True           # false: every frame is generated
-shuffled = False         # a control: every question gets another's answer
+# model: each field of JMambaConfig, see model.py, is a setting too
+model_settings = {f.name: f.default for f in fields(JMambaConfig) if not f.name.startswith('n_s')}
+globals().update(model_settings)  # d_model, n_head, ...: see --help
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_wave = 0.0             # L1 of the waveform, played with the target's phase
 w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
-w_so_far = 0.1           # bracket, and mod at once: cross-entropy of what the question comes to so far, from the encoder
+w_so_far = 0.1           # cross-entropy of what the question comes to so far, from the encoder
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
 max_iters = 300          # updates
@@ -84,244 +76,230 @@ grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda
 dtype = 'auto'           # auto, float32, bfloat16
-ssd = 'auto'             # the Mamba-2 scan: torch, mamba_ssm (its kernel, on an NVIDIA GPU), or auto: the fastest for the length
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
 config = configure(globals())
 
-# --- set-up ---
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))  # torchrun sets them
+# --- check the settings ---
+rank = int(os.environ.get('RANK', 0))  # of this process, if torchrun has started several
+world = int(os.environ.get('WORLD_SIZE', 1))
+names = names_of(config, 'tasks', TASKS)
+spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
+pauses_of = for_each(config, 'pauses', names, int)
+shares = None if mix == 'error' else for_each(config, 'mix', names, float)
+# What is worked out at once leaves little to copy, and nothing to hide.
+hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
+choices(config, curriculum=('adaptive', 'linear', 'none'), init_from=('scratch', 'resume'),
+        dtype=('auto', 'float32', 'bfloat16'), ssd=('auto', 'torch', 'mamba_ssm'))
+bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
+       eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
+       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0,
+       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), mixed_symbols=(0, 1), seed=SEEDS)
 try:
-    if world > 1 and device in ('auto', 'cuda') and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    device = pick_device(device)
+    c = JMambaConfig(n_symbols=len(SYMBOLS), n_so_far=n_so_far(),
+                     **{key: config[key] for key in model_settings})
 except ValueError as e:
     fail(e)
-tasks_list = tasks.split(',')
-for t in tasks_list:
-    if t not in TASKS:
-        fail(f"there is no task {t!r}; the tasks are {', '.join(TASKS)}")
-aloud_list = aloud.split(',') if aloud else []
-if not set(aloud_list) <= {'mod', 'bracket'} & set(tasks_list):
-    fail(f"aloud names those of the tasks {tasks} that are worked out aloud, mod or bracket or both, not {aloud!r}")
+for is_wrong, why in (
+    (shares and not sum(shares.values()), "mix must leave a share to one of the tasks"),
+    (batch_size % world, f"batch_size must be a multiple of the {world} processes"),
+    (hiding and batch_size // world % 2, "hide needs an even number of examples for each process, "
+                                         f"as neighbours are pairs, not {batch_size // world}"),
+    (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
+    (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token}, the frames "
+                              "in a block of sound"),
+    (not w_frames + w_wave + w_stft + w_symbols, "with every loss turned off nothing is learned"),
+    (c.ssd == 'mamba_ssm' and kernel_missing(), f"use ssd=auto: for mamba_ssm, {kernel_missing()}"),
+):
+    if is_wrong:
+        fail(why)
 
-
-def of_each(key, kind):
-    """A setting that holds one number for all tasks, or one for each -> {task: number}"""
-    try:
-        numbers = [kind(x) for x in config[key].split(',')]
-        numbers = dict(zip(tasks_list, numbers * len(tasks_list) if len(numbers) == 1 else numbers, strict=True))
-        if all(0 <= x <= 10000 for x in numbers.values()):
-            return numbers
-    except ValueError:
-        pass
-    what = {int: "a whole number", float: "'error', or a number"}[kind]
-    fail(f"{key} takes {what} from 0 to 10000 for all tasks or one for each, such as {','.join('1' for _ in tasks_list)}, not {config[key]!r}")
-
-
-shares, rests_of = None if mix == 'error' else of_each('mix', float), of_each('rests', int)
-if shares and not sum(shares.values()):
-    fail("mix must leave a share to one of the tasks")
-if curriculum not in ('adaptive', 'linear', 'none'):
-    fail(f"curriculum is adaptive, linear or none, not {curriculum!r}")
-if batch_size % world:
-    fail(f"batch_size = {batch_size} must be a multiple of the {world} processes")
-if init_from not in ('scratch', 'resume'):
-    fail(f"init_from is 'scratch' or 'resume', not {init_from!r}")
-bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1, eval_samples=1, think=1, max_iters=1,
-       warmup_iters=0, test_samples=0, learning_rate=0, min_lr=0, weight_decay=0, grad_clip=0,
-       patch=1, seed=SEEDS, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0, w_stft=0, w_symbols=0, w_so_far=0, blind=(0, 1), foreign=(0, 1))
-if BLOCK % (HOP * patch):
-    fail(f"patch = {patch} must divide {BLOCK // HOP}, the frames in a block of sound")
-hiding = [t for t in tasks_list if blind and (t == 'mirror' or t == 'mod' and t in aloud_list)]  # the tasks that blind is for
-if hiding and batch_size // world % 2:
-    fail(f"blind needs an even number of examples for each process, as neighbours are pairs: batch_size = {batch_size} over {world}")
-if blind and not pointer:
-    fail("blind needs the pointer: what the decoder cannot look at, it can only point at")
-if not w_frames + w_wave + w_stft + w_symbols:
-    fail("with every loss turned off there is nothing to learn")
-if not out_dir:
-    named = [os.path.splitext(os.path.basename(a))[0] for a in sys.argv[1:] if not a.startswith('-')]
-    out_dir = os.path.join('out', (named or [tasks.replace(',', '_')])[-1] + (f'_s{seed}' if seed != 1337 else ''))
-on_gpu = device.startswith('cuda')
+# --- set up ---
+out_dir = out_dir or os.path.join('out', configurator.run_name('_'.join(names), seed))
+device = configurator.pick_device(device)
+kind = 'cuda' if device.startswith('cuda') else 'cpu'
 if world > 1:
-    dist.init_process_group('nccl' if on_gpu else 'gloo')
+    dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
 if rank:  # only the first process talks
     sys.stdout = open(os.devnull, 'w')
-if dtype == 'auto':
-    dtype = 'bfloat16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'float32'
-    why = "the GPU has it" if dtype == 'bfloat16' else f"the {device} device gains nothing from less"
-    print(f"dtype {dtype}: {why}")
-elif dtype not in ('float32', 'bfloat16'):
-    fail(f"dtype is auto, float32 or bfloat16, not {dtype!r}")
-if ssd == 'mamba_ssm' and kernel_missing():
-    fail(f"ssd=mamba_ssm, but {kernel_missing()}; use ssd=auto")
+dtype = configurator.pick_dtype(dtype, kind)
+amp = nullcontext() if dtype == 'float32' else torch.autocast(kind, getattr(torch, dtype))
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
-amp = nullcontext() if dtype == 'float32' else torch.autocast('cuda' if on_gpu else device, getattr(torch, dtype))
 generator = torch.Generator(device).manual_seed(seed)  # of the examples
 turns = random.Random(seed)                            # of the tasks
 try:
-    os.makedirs(out_dir, exist_ok=True)
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, 'resume')
         model.train()
-        model.config.ssd = ssd
-        for k in ('tasks', 'aloud', 'curriculum', 'seed', *(k for k in config if k in checkpoint['model_args'] and k != 'ssd')):
-            was = {**checkpoint['model_args'], **checkpoint['config']}[k]  # a setting may be younger than the checkpoint
-            if config[k] != was:
-                fail(f"{out_dir} was trained with {k}={was}; to resume, leave it so")
+        was = {**checkpoint['model_args'], **checkpoint['config']}
+        for key in {'tasks', 'aloud', 'curriculum', 'seed', *model_settings} - {'ssd'}:
+            if config[key] != was.get(key, config[key]):
+                fail(f"{out_dir} was trained with {key}={was[key]}; to resume, leave it so")
+        model.config.ssd = c.ssd
     else:
-        model = MiniJMamba(JMambaConfig(**{k: v for k, v in config.items() if k in JMambaConfig.__dataclass_fields__})).to(device)
-        for name in ('best.pt', 'ckpt.pt', 'scores.json'):  # an earlier run's must not pass for this one's
-            if not rank and os.path.exists(os.path.join(out_dir, name)):
-                os.remove(os.path.join(out_dir, name))
-    log_file = open(os.devnull if rank else os.path.join(out_dir, 'log.jsonl'), 'a' if init_from == 'resume' else 'w')
+        model = MiniJMamba(c).to(device)
+        if not rank:  # what an earlier run left must not pass for this one's
+            prepare.fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
+    log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
+    log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
 except ValueError as e:
     fail(e)
 except OSError as e:
     fail(f"cannot write to {out_dir}: {e.strerror}")
+print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
+
+cuda_graphs = compile and kind == 'cuda'
 matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and 'conv' not in n]
 others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
-cuda_graphs = compile and on_gpu
-optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}],
-                              lr=torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate,
-                              betas=(0.9, 0.99), fused=True, capturable=cuda_graphs)
-skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates whose loss or gradient was not a number
+groups = [{'params': matrices, 'weight_decay': weight_decay},
+          {'params': others, 'weight_decay': 0.0}]
+lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
+optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
+
+skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 iter_num, best, seconds = 0, [-1.0, -1.0], 0.0
-wrong = {t: 1.0 for t in tasks_list}  # share of the validation questions
-levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in tasks_list}  # how far each task's difficulty has risen
+wrong = {t: 1.0 for t in names}  # share of the validation questions
+# How far the difficulty of each task has risen; on the device, as a CUDA graph reads it there
+levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in names}
 if init_from == 'resume':
     try:
-        for group, now in zip(checkpoint['optimizer']['param_groups'], optimizer.state_dict()['param_groups']):
+        saved = checkpoint['optimizer']
+        for group, now in zip(saved['param_groups'], optimizer.param_groups, strict=True):
             group.update({k: now[k] for k in now if k != 'params'})  # the settings of this run
-        optimizer.load_state_dict(checkpoint['optimizer'])
+        optimizer.load_state_dict(saved)
         generator.set_state(checkpoint['generator'].cpu())
         turns.setstate((3, tuple(checkpoint['turns']), None))
-        iter_num, best, seconds, wrong = (checkpoint[k] for k in ('iter_num', 'best', 'seconds', 'wrong'))
-        for t in tasks_list:
+        iter_num, best, seconds = (checkpoint[k] for k in ('iter_num', 'best', 'seconds'))
+        wrong = checkpoint['wrong']
+        for t in names:
             levels[t].fill_(checkpoint['levels'][t])
     except Exception:  # of any kind, if the file is damaged
         fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
 
 
 def save(name):
     if rank:
         return
+    contents = {
+        'model_args': asdict(model.config), 'model': model.state_dict(), 'config': config,
+        'tones': {c: prepare.LOWEST + prepare.SPACING * i for i, c in enumerate(SYMBOLS)},
+        'provenance': configurator.provenance(), 'optimizer': optimizer.state_dict(),
+        'generator': generator.get_state(), 'turns': list(turns.getstate()[1]), 'wrong': wrong,
+        'levels': {t: float(x) for t, x in levels.items()}, 'iter_num': iter_num, 'best': best,
+        'seconds': seconds,
+    }
+    path = os.path.join(out_dir, name)
     try:
-        save_checkpoint(os.path.join(out_dir, name), model, optimizer=optimizer.state_dict(),
-                        generator=generator.get_state(), turns=list(turns.getstate()[1]), iter_num=iter_num, best=best,
-                        seconds=seconds, wrong=wrong, levels={t: float(x) for t, x in levels.items()}, config=config, provenance=provenance(),
-                        tones={c: LOWEST + SPACING * i for i, c in enumerate(SYMBOLS)})
+        configurator.write_whole(path, lambda f: torch.save(contents, f))
     except OSError as e:
         bar.close()
-        fail(f"cannot write {os.path.join(out_dir, name)} ({e.strerror}); what was saved before is whole", 1)
+        fail(f"cannot write {path} ({e.strerror}); what was saved before is whole", 1)
 
 
-def multi_resolution_stft(x, y):
-    """Spectral convergence and log-magnitude distance of waveforms (B, S) at three resolutions"""
-    total = 0.0
-    for n in (256, 512, 1024):
-        w = torch.hann_window(n, device=x.device)
-        p, q = ((torch.stft(t, n, n // 4, window=w, return_complex=True).abs().square() + 1e-7).sqrt() for t in (x, y))
-        total += (q - p).norm() / q.norm() + (q.log() - p.log()).abs().mean()
-    return total / 3
+# --- losses ---
 
-
-def losses(frames, logits, prefix, batch, seen, task):
-    """What the model answered to a batch -> its losses, unweighted, by the names of their weights; those of weight 0 are not computed"""
-    s, token = model.spectrum, model.config.token
-    valid = torch.arange(logits.shape[1], device=device) * token < batch.lengths[:, None]  # (B, T)
-    mean = lambda x, over=valid: ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()  # every example counts alike
+def losses(frames, logits, so_far_logits, batch, hidden, task):
+    """What the model answered to a batch -> losses, those of weight 0 left out, by weight's name"""
+    s, T = model.spectrum, logits.shape[1]
+    interval, middle = c.token / prepare.SAMPLE_RATE, c.middle / prepare.SAMPLE_RATE  # seconds
+    valid = torch.arange(T, device=device) * c.token < batch.lengths[:, None]  # (B, T)
     out = {}
+
+    def mean(x, over):
+        """Every example counts alike."""
+        return ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()
+
+    def cross_entropy(scores, label):
+        return F.cross_entropy(scores.float().transpose(1, 2), label, reduction='none')
+
     if w_frames:
-        off = frames.float().unflatten(1, (-1, model.config.patch)) - model.hear(batch.answer).unflatten(2, (model.config.patch, -1))
-        out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)))
-    with torch.autocast('cuda' if on_gpu else 'cpu', enabled=False):
+        wanted = model.hear(batch.answer).unflatten(2, (c.patch, -1))
+        off = frames.float().unflatten(1, (-1, c.patch)) - wanted
+        out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)), valid)
+    with torch.autocast(kind, enabled=False):
         if w_wave or w_stft:
             played = s.istft(s.with_phase(s.exp(frames.float()), s.stft(batch.answer)))
-            if w_wave:
-                out['w_wave'] = mean((played - batch.answer).abs().unflatten(1, (-1, token)).mean(2))
-            if w_stft:
-                out['w_stft'] = multi_resolution_stft(played, batch.answer)
-        seconds_of, middle = token / SAMPLE_RATE, model.config.middle / SAMPLE_RATE
-        if w_symbols:  # what sounds in the middle of each token's frames
-            slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, middle).clamp(min=0).long()
-            t = torch.arange(valid.shape[1], device=device) * seconds_of + middle - batch.rhythm.start.gather(1, slot)
-            label = batch.wanted.gather(1, slot)
-            label = torch.where((t >= 0) & (t < batch.rhythm.length.gather(1, slot)) & (label != REST), label, len(SYMBOLS))
-            known = valid if seen is None else valid & (torch.arange(valid.shape[1], device=device) < seen[:, None] // token)
-            out['w_symbols'] = mean(F.cross_entropy(logits.float().transpose(1, 2), label, reduction='none'), known)
-        if w_so_far and (task == 'bracket' or task == 'mod' and task not in aloud_list):  # after the last symbol that has been heard for 50 ms
-            slot = slot_at(batch.rhythm.start, valid.shape[1], seconds_of, seconds_of - 0.05)
-            label = torch.where(slot < 0, -1, so_far(task, batch.asked).gather(1, slot.clamp(min=0).long()))
-            out['w_so_far'] = mean(F.cross_entropy(prefix.float().transpose(1, 2), label.clamp(min=0), reduction='none'), valid & (label >= 0))
+        if w_wave:
+            off = (played - batch.answer).abs().unflatten(1, (-1, c.token))
+            out['w_wave'] = mean(off.mean(2), valid)
+        if w_stft:
+            out['w_stft'] = prepare.spectral_distance(played, batch.answer)
+        if w_symbols:
+            # What sounds in the middle of each token's frames, where the decoder can see it
+            label = prepare.sounding_at(batch.wanted, batch.rhythm, T, interval, middle)
+            label = torch.where(label == REST, len(SYMBOLS), label)
+            known = valid if hidden is None else valid & hidden.visible
+            out['w_symbols'] = mean(cross_entropy(logits, label), known)
+        if w_so_far and TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken):
+            # After the last symbol that has been heard for 50 ms
+            slot = prepare.slot_at(batch.rhythm.start, T, interval, interval - 0.05)
+            label = so_far(task, batch.asked).gather(1, slot.clamp(min=0).long())
+            label = torch.where(slot < 0, -1, label)
+            off = cross_entropy(so_far_logits, label.clamp(min=0))
+            out['w_so_far'] = mean(off, valid & (label >= 0))
     return out
 
 
-weights = {k: config[k] for k in config if k.startswith('w_')}
-mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)  # of every batch, drawn alike by all processes
-
+# --- one update ---
 
 def examples(task):
-    """The examples of an update -> for each forward and backward its batch and what else the model is told of it: see MiniJMamba.forward"""
-    spoken = task in aloud_list
-    own = {'mirror': {'foreign': foreign}, 'bracket': {'aloud': spoken}, 'mod': {'aloud': spoken, 'pairs': task in hiding}}[task]
+    """For each forward of an update: batch, frames that may be generated, Hiding or None"""
+    wishes = taken(task, level=levels[task], aloud=task in spoken, pairs=task in hiding,
+                   mixed_symbols=mixed_symbols)
+    # All processes draw every batch alike, and each takes its part.
+    part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     for _ in range(gradient_accumulation_steps):
-        batch = make_batch(task, 'train', batch_size, generator, device, mine, rests=rests_of[task], shuffled=shuffled, level=levels[task], **own)
-        new = seen = noise = None
-        if pointer:  # what is repeated is not to be learned by heart: a frame belongs to the last slot that has begun by its end
-            hop = HOP / SAMPLE_RATE
-            slot = slot_at(batch.rhythm.start, batch.question.shape[1] // HOP, hop, hop).clamp(min=0)
-            new = (batch.asked != batch.wanted).gather(1, slot)
+        batch = prepare.make_batch(task, 'train', batch_size, generator, device, part, shuffled,
+                           pauses=pauses_of[task], **wishes)
+        may_generate = hidden = None
+        if c.pointer:  # what is repeated is not to be learned by heart
+            hop = c.token // c.patch
+            n_frames = batch.question.shape[1] // hop
+            may_generate = prepare.changed_at(batch, n_frames, hop / prepare.SAMPLE_RATE)
         if task in hiding:
-            hidden, spared, strength = torch.rand(3, batch_size, generator=generator, device=device)[:, mine]
-            tokens = batch.question.shape[1] // model.config.token
-            noise = torch.randn(batch_size, (tokens + 1) // 2, d_model, generator=generator, device=device)[mine]  # each for two tokens, of 50 ms a tone's length
-            noise = (2 * strength[:, None, None] * noise).repeat_interleave(2, 1)[:, :tokens]
-            seen = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()  # at random, or it would tell where the change ends
-            seen = torch.where(hidden < blind, seen, batch.question.shape[1])
-        yield batch, new, seen, noise
+            hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
+        yield batch, may_generate, hidden
+
+
+def average(tensors):
+    """Make tensors their mean over the processes, in one message that a CUDA graph can hold"""
+    flat = parameters_to_vector(tensors)
+    dist.all_reduce(flat)
+    vector_to_parameters(flat / world, tensors)
 
 
 def step(task, made):
-    """One update from examples(task): forward, backward, optimizer -> the losses and the norm of the gradient"""
-    for batch, new, seen, noise in made:
+    """One update from examples(task): forward, backward, optimizer -> the numbers to log"""
+    for batch, may_generate, hidden in made:
         with amp:
-            parts = losses(*model(batch.question, batch.lengths, new, seen, noise), batch, seen, task)
-            loss = sum(weights[k] * v for k, v in parts.items())
+            answer = model(batch.question, batch.lengths, may_generate, hidden)
+            parts = losses(*answer, batch, hidden, task)
+            loss = sum(config[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
-    if world > 1:  # the mean over the processes, in one message: less than DistributedDataParallel does, and a CUDA graph can hold it
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat)
-        torch._foreach_copy_(grads, [f.view_as(g) for f, g in zip((flat / world).split([g.numel() for g in grads]), grads)])
-        report = torch.stack([loss.detach(), *(v.detach() for v in parts.values())])
-        dist.all_reduce(report)
-        loss, *values = (report / world).unbind()
-        parts = dict(zip(parts, values))
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    finite = torch.isfinite(norm + loss.detach())
+    numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
+    if world > 1:
+        average([p.grad for p in model.parameters() if p.grad is not None])
+        average(list(numbers.values()))
+    norm = clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    finite = torch.isfinite(norm + numbers['loss'])
     in_a_row.copy_(torch.where(finite, 0, in_a_row + 1))
     skipped.add_(~finite)
-    optimizer.found_inf = 1 - finite.float()  # the fused optimizer leaves everything as it is where this is 1
+    optimizer.found_inf = 1 - finite.float()  # 1: the fused optimizer leaves all as it is
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
+    return {**numbers, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
 
 if compile:
-    import prepare
-    compile_parts(model)
+    compile_parts(model, (Mamba2, SelfAttention, CrossAttention))
     prepare.play = torch.compile(prepare.play, dynamic=False)
     losses = torch.compile(losses, dynamic=False)
 graphs = {}
 
 
 def capture_step(task):
-    """step() as a CUDA graph, in which the examples of the next update are made beside this one: both are many small kernels"""
+    """step() as a CUDA graph, in which the next examples are made beside this update"""
     made, side = list(examples(task)), torch.cuda.Stream()
 
     def update():
@@ -330,135 +308,123 @@ def capture_step(task):
             following = list(examples(task))
         numbers = step(task, made)
         torch.cuda.current_stream().wait_stream(side)
-        for now, then in zip(tree_leaves(made), tree_leaves(following)):
+        for now, then in zip(tree_leaves(made), tree_leaves(following), strict=True):
             if now is not None:
                 now.copy_(then)
         return numbers
-    return *capture(update, generator), made  # which the graph reads and writes: it must live as long
+
+    return *capture(update, generator), made  # which the graph reads and writes: it must live on
 
 
-stop = []  # the signals that have asked for an end
+def get_lr(it):
+    # 1. Linear warm-up
+    warmup = min(1, (it + 1) / (warmup_iters + 1))
+    # 2. Cosine down to min_lr
+    progress = max(0, it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)
+    above = 0.5 * (learning_rate - min_lr) * (1 + math.cos(math.pi * progress))
+    # 3. min_lr from there on
+    return (min_lr if it > lr_decay_iters else min_lr + above) * warmup
 
-
-def on_signal(number, frame):
-    stop.append(number)
-    signal.signal(number, signal.SIG_DFL)  # the second time is not asked twice
-    os.write(1, b"\nstopping after this iteration; once more to stop at once\n")  # print() must not interrupt a print()
-
-
-for sig in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(sig, on_signal)
 
 # --- the loop ---
+stop = configurator.catch_signals()
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=True if rank else None)
 clock, bad, ended = time.time(), 0, False
 while iter_num < max_iters and not ended:
-    # cosine with warm-up
-    lr = min_lr if iter_num > lr_decay_iters else min_lr + 0.5 * (learning_rate - min_lr) * (
-        1 + math.cos(math.pi * max(0, iter_num - warmup_iters) / max(1, lr_decay_iters - warmup_iters)))
-    lr *= min(1, (iter_num + 1) / (warmup_iters + 1))
+    lr = get_lr(iter_num)
     for group in optimizer.param_groups:
-        group['lr'].fill_(lr) if cuda_graphs else group.update(lr=lr)
+        group['lr'] = group['lr'].fill_(lr) if cuda_graphs else lr
 
-    # step
-    before = iter_num
-    odds = shares or {t: max(wrong[t], mix_floor) for t in tasks_list}
-    task = turns.choices(tasks_list, [odds[t] for t in tasks_list])[0]
+    # --- step ---
+    done = 1
+    odds = shares or {t: max(wrong[t], mix_floor) for t in names}
+    task = turns.choices(names, [odds[t] for t in names])[0]
     if curriculum == 'linear':
-        for x in levels.values():
-            x.fill_(min(1, 2 * iter_num / max_iters))
-    if cuda_graphs:
+        for level in levels.values():
+            level.fill_(min(1, 2 * iter_num / max_iters))
+    if not cuda_graphs:
+        numbers = step(task, examples(task))
+    else:
         if task not in graphs:
             graphs[task] = capture_step(task)
-            iter_num += 3  # its warm-up steps count
+            done += 3  # its warm-up steps count
         graphs[task][0].replay()
         numbers = graphs[task][1]
-    else:
-        numbers = step(task, examples(task))
-    iter_num += 1
-    done = iter_num - before
+    iter_num += done
     bar.update(done)
+    log_now = iter_num % log_interval < done
+    evaluate_now = iter_num % eval_interval < done or iter_num >= max_iters
+    ended = bool(stop) and world == 1
+    if world > 1 and (log_now or evaluate_now):  # all stop at the same iteration
+        any_stop = torch.tensor(len(stop), device=device)
+        dist.all_reduce(any_stop)
+        ended = bool(any_stop)
 
-    # log
-    ended = bool(stop)
-    log_now, evaluate_now = iter_num % log_interval < done, iter_num % eval_interval < done or iter_num >= max_iters
-    if world > 1:  # all stop at the same iteration, at a log line
-        ended = False
-        if log_now or evaluate_now:
-            any_stop = torch.tensor(len(stop), device=device)
-            dist.all_reduce(any_stop)
-            ended = bool(any_stop)
+    # --- end after updates that were no numbers; nothing bad has reached the weights ---
     if log_now or evaluate_now:
         values = {k: float(v) for k, v in numbers.items()}  # waits for the GPU
         bad = values.pop('in a row')
-        if bad >= 5:  # nothing bad has reached the weights, but they lead nowhere
-            graphs.clear()
+        if bad >= 5 or bad and iter_num >= max_iters:
             bar.close()
-            fail(f"{int(skipped)} updates were no numbers and were skipped, the last 5 or more in a row; "
-                 "try a lower learning_rate or dtype=float32", 1)
+            fail(f"{int(skipped)} updates were no numbers and were skipped, the last {int(bad)} in "
+                 "a row; try a lower learning_rate or dtype=float32, with --init_from=resume", 1)
+
+    # --- log ---
     if log_now:
         now = seconds + time.time() - clock
-        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}) + '\n')
-        log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | {task} | " + ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
-                  + f" | lr {lr:.1e} | {now:.1f} s")
+        row = {'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}
+        print(json.dumps(row), file=log_file)
+        shown = ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
+        bar.write(f"iter {iter_num}/{max_iters} | {task} | {shown} | lr {lr:.1e} | {now:.1f} s")
 
-    # evaluate: exact match, heard by the scorer from the answers' waveforms
-    if evaluate_now and not bad:  # weights that have just led to no numbers are not worth keeping
-        model.eval()
-        torch.backends.cuda.matmul.allow_tf32 = False  # as it will be heard by score.py: long counts need the digits
-        with torch.compiler.set_stance('force_eager'):  # other shapes than in training: not worth compiling
-            ask = lambda t, split, level: evaluate(model, t, split, eval_samples, seed + 1, device, think if t in aloud_list else 1,
-                                                   level=level)['exact_match']
-            found = [{t: (ask(t, 'val', float(levels[t])), ask(t, 'val_ood', 1.0)) for t in tasks_list} if not rank else None]
-        torch.backends.cuda.matmul.allow_tf32 = True
-        model.train()
+    # --- evaluate; weights that have just led to no numbers are not worth keeping ---
+    if evaluate_now and not bad:
+        exact = [validate(model, names, spoken, levels, eval_samples, seed + 1, device, think)]
         if world > 1:  # what follows from it must be the same everywhere
-            dist.broadcast_object_list(found)
-        exact = found[0]
+            dist.broadcast_object_list(exact)
+        exact, = exact  # {task: (in distribution, out of it)}
         wrong = {t: 1 - (a + b) / 2 for t, (a, b) in exact.items()}
-        score = [min(map(float, levels.values())), 1 - sum(wrong.values()) / len(wrong)]  # first of all the full difficulty
-        seconds, clock = seconds + time.time() - clock, time.time()
+        reached = {t: float(x) for t, x in levels.items()}
+        score = [min(reached.values()), 1 - sum(wrong.values()) / len(wrong)]  # full level first
         better = score >= best
         best = max(best, score)
-        log_file.write(json.dumps({'iter': iter_num, 'seconds': round(seconds, 2), 'val': {t: a for t, (a, _) in exact.items()},
-                                   'val_ood': {t: b for t, (_, b) in exact.items()}, 'level': {t: float(x) for t, x in levels.items()},
-                                   'odds': odds}) + '\n')
-        log_file.flush()
-        bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of distribution: "
-                  + ', '.join(f"{t} {a:.4f} {b:.4f}" + (f" at level {float(levels[t]):.2f}" if curriculum != 'none' else '')
-                              for t, (a, b) in exact.items()) + f" | {seconds:.1f} s")
+        seconds, clock = seconds + time.time() - clock, time.time()
+        row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': reached, 'odds': odds,
+               'val': {t: a for t, (a, _) in exact.items()},
+               'val_ood': {t: b for t, (_, b) in exact.items()}}
+        print(json.dumps(row), file=log_file)
+        shown = ', '.join(f"{t} {a:.4f} {b:.4f}" for t, (a, b) in exact.items())
+        if curriculum != 'none':
+            shown += ', at levels ' + ', '.join(f"{x:.2f}" for x in reached.values())
+        bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of "
+                  f"distribution: {shown} | {seconds:.1f} s")
         if curriculum == 'adaptive':
             for t, (a, _) in exact.items():
                 levels[t].add_(0.25 * (a >= promote)).clamp_(max=1)
         if better:  # first: a run that is killed in between does this evaluation again
             save('best.pt')
         save('ckpt.pt')
+
+# --- the end ---
 bar.close()
-log_file.close()
 if ended:
     seconds += time.time() - clock
     save('ckpt.pt')
-graphs.clear()  # they hold gigabytes, which the tests may need, and the connection between the processes, which could not be closed
+graphs.clear()  # they hold gigabytes, and the connection between processes, which could not close
 numbers = None
 torch.cuda.empty_cache()
 if world > 1:
     dist.destroy_process_group()
 if ended:
-    again = [a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume']
-    with_ = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
-    print(f"stopped at iteration {iter_num}; go on with: {with_} {shlex.join(again)}")
+    again = shlex.join([a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume'])
+    runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
+    print(f"stopped at iteration {iter_num}; go on with: {runner} {again}")
     sys.exit(128 + (stop or [signal.SIGTERM])[0])
-if bad:
-    fail("the last updates were no numbers and were skipped; try a lower learning_rate or dtype=float32", 1)
-print(f"trained {iter_num} iterations, {iter_num * batch_size * gradient_accumulation_steps:,} examples, in {seconds:.1f} s")
+n_examples = iter_num * batch_size * gradient_accumulation_steps
+print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s")
 
 # --- what it learned: the two commands a user would run ---
-for sig in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(sig, signal.SIG_DFL)
-here = os.path.dirname(os.path.abspath(__file__))
-for script, *flags in (['score.py', f'--num_samples={test_samples}'], ['sample.py', '--num_samples=4']) if test_samples and not rank else ():
-    print(f"\n$ python {script} --out_dir={out_dir} {' '.join(flags)}", flush=True)
-    code = subprocess.run([sys.executable, os.path.join(here, script), f'--out_dir={out_dir}', f'--device={device}', *flags]).returncode
-    if code:
-        sys.exit(code)
+if test_samples and not rank:
+    flags = f'--out_dir={out_dir}', f'--device={device}'
+    configurator.run_script('score.py', *flags, f'--num_samples={test_samples}')
+    configurator.run_script('sample.py', *flags, '--num_samples=4')

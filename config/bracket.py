@@ -1,8 +1,8 @@
-# Is it balanced? Worked out aloud: pairs that meet go, until all are gone or none meet. Minutes on an H100-class GPU: it takes many
-# updates rather than many examples.
+# Is it balanced? Worked out aloud: pairs that meet go, until all are gone or none meet. Minutes on
+# an H100-class GPU; it takes many updates rather than many examples.
 tasks = 'bracket'
 aloud = 'bracket'
-rests = '24'
+pauses = '24'
 batch_size = 64
 learning_rate = 1e-3
 min_lr = 1e-5

@@ -1,3 +1,3 @@
 # Is it balanced? At once: bracket.py without its working, for comparison.
-exec(open('config/bracket.py').read())
+base('bracket')
 aloud = ''

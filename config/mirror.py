@@ -1,4 +1,4 @@
-# Play back what you heard: letters A-J, 3 to 10 of them. Half a minute of training on two CPU cores.
+# Play back what you heard: letters A-J, 3 to 10 of them. Half a minute on two CPU cores.
 tasks = 'mirror'
 max_iters = 150
 lr_decay_iters = 150

@@ -1,8 +1,8 @@
 # Remainders, worked out aloud: one line of working a pass. Minutes on an H100-class GPU.
 tasks = 'mod'
 aloud = 'mod'
-rests = '8'
-blind = 0.75
+pauses = '8'
+hide = 0.75
 batch_size = 256
 learning_rate = 3e-3
 min_lr = 1e-5

@@ -1,8 +1,8 @@
 # Remainders at once, without working: for comparison with mod.py, on as many examples.
-exec(open('config/mod.py').read())
+base('mod')
 aloud = ''
-rests = '0'
-blind = 0.0
+pauses = '0'
+hide = 0.0
 batch_size = 512
 max_iters = 14000
 lr_decay_iters = 14000

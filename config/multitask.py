@@ -1,9 +1,9 @@
 # One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
-rests = '0,24,8'
-blind = 0.75
-foreign = 0.4
+pauses = '0,24,8'
+hide = 0.75
+mixed_symbols = 0.4
 mix_floor = 0.03
 batch_size = 256
 learning_rate = 1.5e-3

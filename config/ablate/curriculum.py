@@ -1,0 +1,3 @@
+# Difficulty rises with what has been learned.
+base('ablate/nothing')
+curriculum = 'adaptive'

@@ -1,0 +1,3 @@
+# Every head forgets.
+base('ablate/nothing')
+counting = 0.0

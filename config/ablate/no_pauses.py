@@ -1,0 +1,3 @@
+# No silent slots in the questions of training.
+base('ablate/nothing')
+pauses = '0'

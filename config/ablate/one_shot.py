@@ -1,0 +1,3 @@
+# Nothing is worked out aloud.
+base('ablate/nothing')
+aloud = ''

@@ -1,0 +1,3 @@
+# Twice the state.
+base('ablate/nothing')
+d_state = 128

@@ -1,0 +1,3 @@
+# Tokens of 100 ms.
+base('ablate/nothing')
+patch = 10

@@ -1,0 +1,3 @@
+# Tokens of 20 ms.
+base('ablate/nothing')
+patch = 2

@@ -1,7 +1,0 @@
-# What the ablations are compared with: the multitask model, on a seventh of its examples.
-exec(open('config/multitask.py').read())
-max_iters = 6000
-lr_decay_iters = 6000
-eval_interval = 2000
-eval_samples = 100
-test_samples = 200

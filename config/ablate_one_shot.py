@@ -1,3 +1,0 @@
-# Nothing is worked out aloud.
-exec(open('config/ablate_nothing.py').read())
-aloud = ''

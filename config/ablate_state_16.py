@@ -1,3 +1,0 @@
-# A quarter of the state.
-exec(open('config/ablate_nothing.py').read())
-d_state = 16

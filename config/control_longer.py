@@ -1,2 +1,0 @@
-# A control, for score.py: half a second more for the question and the answer: nothing may change.
-spoil = 'longer'

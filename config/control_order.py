@@ -1,2 +1,0 @@
-# A control, for score.py: brackets with as many ( as ), in wrong order: counting alone would call them balanced.
-split = 'wrong_order'

@@ -1,0 +1,145 @@
+"""
+The tasks: their registry, how a question is drawn, and which questions are held out.
+
+A new task is a file in this folder that ends in a Task, and its name in the registry below.
+"""
+import inspect
+
+import torch
+
+from tasks import bracket, mirror, mod, reverse
+from tasks.task import REST, SYMBOLS, Task, decode, encode, randint
+
+__all__ = ['REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
+           'insert_pauses', 'n_so_far', 'randint', 'so_far', 'solve', 'split_names', 'taken',
+           'task_of']
+
+TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task)}
+
+# Questions are held out by a fixed hash of their symbols, so that no training run can meet a test
+# question. val and val_ood are for choosing among checkpoints and settings: val_ood is as far out
+# as the tests, but at no test's length.
+TRAIN, VAL = 70, 10  # per cent of all questions; the other 20 are for the tests
+
+
+def hash100(q):
+    """Symbols (B, N) -> 0 to 99 for each row, which depends on its symbols alone, not on rests or
+    padding"""
+    def mix(h):
+        for _ in range(2):  # once would leave it to a few low digits
+            h = (h * 48271 + 11) % 2147483647
+            h = h ^ (h >> 15)
+        return h
+
+    sounds = q >= 0
+    place = sounds.cumsum(1)
+    return mix((mix(q + 32 * place) * sounds).sum(1) % 2147483647) % 100
+
+
+def bucket_of(q):
+    """Symbols (B, N) -> 0 for train, 1 for val, 2 for test, (B,). Questions too few to hold out are
+    all for training."""
+    h = hash100(q)
+    bucket = (h >= TRAIN).long() + (h >= TRAIN + VAL).long()
+    for task in TASKS.values():
+        if task.few:
+            bucket = torch.where(task.few(q), 0, bucket)
+    return bucket
+
+
+def insert_pauses(rows, pauses, generator):
+    """Insert up to `pauses` silent slots before, between and behind the symbols of each (n, N) in
+    rows, in all of them alike -> (n, N + pauses) each. Few examples get many, and then most of
+    them in one place."""
+    n, N = rows[0].shape
+    device = rows[0].device
+    share = (torch.rand(n, N + 1, generator=generator, device=device) + 0.01) ** -2
+    share = share.cumsum(1)[:, :N] / share.sum(1, keepdim=True)
+    total = torch.rand(n, 1, generator=generator, device=device).square() * (pauses + 1)
+    slot = torch.arange(N, device=device) + (share * total).long().clamp(max=pauses)
+    return [row.new_full((n, N + pauses), REST).scatter(1, slot, row) for row in rows]
+
+
+def draw(task, split, n, generator=None, device='cpu', pauses=0, **override):
+    """n questions and answers of a split as symbols, (n, N) each, REST where a slot is silent"""
+    task = TASKS[task]
+    spec = {**task.splits[split], **override}
+    if split == 'train' or split.startswith('seen'):
+        bucket = 0
+    else:
+        bucket = 1 if split == 'val' else 2
+    far = 'ood' in split  # training cannot draw these, so nothing need be held out
+    paired = task.paired or spec.get('pairs')
+
+    # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few
+    # of them fit has a probability of under 1e-20 for training, and is seen in the fixed splits.
+    if bucket == 0 or far:
+        pool = (8 if paired else 2) * n + 512
+    else:
+        pool = 600 * n + 4000
+    q, a, as_asked = task.draw(pool, generator, device, **spec)
+    if not far:
+        as_asked = as_asked & (bucket_of(q) == bucket)
+    if paired:
+        as_asked = as_asked.view(-1, 2).all(1).repeat_interleave(2)
+    order = (~as_asked).long().argsort(stable=True)[:n]
+    if bucket and not bool(as_asked[order].all()):
+        raise RuntimeError(f"too few {task.name} questions were drawn for {split}")
+    q, a = q[order], a[order]
+    if pauses:
+        q, a = insert_pauses([q, a], pauses, generator)
+    return q, a
+
+
+def taken(task, **wishes):
+    """Those of the wishes that a task's draw has a parameter for"""
+    parameters = inspect.signature(TASKS[task].draw).parameters
+    return {k: v for k, v in wishes.items() if k in parameters}
+
+
+def n_so_far():
+    """How many labels there are for what a question comes to so far, of all tasks together"""
+    return sum(t.n_so_far for t in TASKS.values())
+
+
+def so_far(task, q):
+    """Symbols (B, N) -> labels (B, N) of what they come to so far, which no two tasks share; -1:
+    unknown"""
+    names = list(TASKS)
+    offset = sum(TASKS[t].n_so_far for t in names[:names.index(task)])
+    label = TASKS[task].so_far(q)
+    return torch.where(label < 0, -1, label + offset)
+
+
+def split_names(task, split):
+    """'ood_length' stands for every split that begins so: ood_length_15, ood_length_20, ...; 'all'
+    for those of the tests"""
+    names = list(TASKS[task].splits)
+    if split == 'all':
+        return [s for s in names if not s.startswith(('train', 'val'))]
+    return [s for s in names if s == split] or [s for s in names if s.startswith(split + '_')]
+
+
+def task_of(text, names):
+    """Which of the tasks named does a typed question belong to? ValueError if that is not clear."""
+    if len(names) == 1:
+        return names[0]
+    fit = [name for name in names if set(text) <= set(TASKS[name].symbols)]
+    if len(fit) == 1:
+        return fit[0]
+    found = f"could belong to {' or '.join(fit)}" if fit else f"is of none of {', '.join(names)}"
+    raise ValueError(f"{text!r} {found}; name its task, such as --task={(fit or names)[0]}")
+
+
+def solve(task, text):
+    """The right answer to a question in text, of any length -> text. ValueError if the task has no
+    such question."""
+    encode(text)
+    if not text:
+        raise ValueError("a question needs at least one symbol")
+    try:
+        return TASKS[task].solve(text)
+    except ValueError:
+        example = TASKS[task].example
+        raise ValueError(f"{text!r} is not a question of {task}, which asks such things as "
+                         f"{example}") from None

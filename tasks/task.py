@@ -1,0 +1,61 @@
+"""
+The alphabet that questions and answers are written in, and what a task is.
+
+A row of slots is a row of symbol numbers, (N,), and REST where a slot is silent; a batch is (B, N).
+"""
+from typing import Callable, NamedTuple
+
+import torch
+
+# In order of pitch; new symbols go at the end. K and L are never trained on: L lies at the edge
+# of the letters' band, K inside it.
+SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
+LETTERS = 'LABCDEKFGHIJ'
+REST = -1
+
+
+def encode(text):
+    """'AB' -> [1, 2]. ValueError names the symbol that has no tone."""
+    for c in text:
+        if c not in SYMBOLS:
+            raise ValueError(f"{c!r} is not a symbol; the symbols are {SYMBOLS}")
+    return [SYMBOLS.index(c) for c in text]
+
+
+def decode(row):
+    """A row of symbol numbers -> text. Rests are skipped; a sound that is no symbol becomes '?'."""
+    text = ''
+    for i in map(int, row):
+        if i >= 0:
+            text += SYMBOLS[i] if i < len(SYMBOLS) else '?'
+    return text
+
+
+def randint(low, high, generator):
+    """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
+    r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
+    return low + (r * (high.floor() - low + 1)).long()
+
+
+class Task(NamedTuple):
+    """All that is particular to one task.
+
+    draw(n, generator, device, **split) -> questions (n, N), answers (n, N) and which of them are as
+    asked (n,). train.py also gives it those of these that it has as parameters: level (0 to 1, how
+    far the difficulty of training has risen), aloud, pairs and mixed_symbols (see train.py).
+    """
+    name: str
+    symbols: str              # a typed question belongs to the task in whose symbols it is written
+    example: str
+    draw: Callable
+    splits: dict              # name -> arguments of draw: train, val, val_ood, iid, ...
+    solve: Callable           # text -> text; ValueError if it is no question of this task
+    working: Callable = None  # text -> lines of working, if the task can be worked out aloud
+    paired: bool = False      # draw gives pairs of rows, which are kept or dropped together
+    few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
+    hides: bool = False       # most of an answer is copied, and can be hidden (prepare.py: Hiding)
+    so_far: Callable = None   # (B, N) -> (B, N) what it would come to at each slot; -1: unknown
+    n_so_far: int = 0         # how many such labels there are
+    so_far_aloud: bool = False  # the labels are taught when it is worked out aloud, too
+    hard: Callable = None     # a question or line in text -> dict of what is hard about it
+    said: dict = {}           # splits in words, for pictures

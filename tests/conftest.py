@@ -1,0 +1,16 @@
+"""
+Fixtures that several files of tests use.
+"""
+import pytest
+
+from tests.helpers import TRAIN, path_of, run_here
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """The folder of a tiny model of mirror, trained for six iterations. It can do nothing."""
+    folder = tmp_path_factory.mktemp('trained')
+    flags = [*TRAIN, '--test_samples=0', f'--out_dir={folder}']
+    code, _ = run_here('train.py', path_of('config/mirror.py'), *flags)
+    assert code == 0
+    return folder

@@ -1,0 +1,441 @@
+"""
+The data: what is asked, what is held out, the right answers, and how they sound.
+
+$ python -m pytest tests/test_data.py
+"""
+import functools
+import operator
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import prepare
+from prepare import make_batch, make_rhythm, max_samples, play, split_batches
+from score import transcribe
+from tasks import (
+    REST,
+    SYMBOLS,
+    TASKS,
+    bucket_of,
+    decode,
+    draw,
+    encode,
+    insert_pauses,
+    so_far,
+    solve,
+    split_names,
+    taken,
+    task_of,
+)
+from tasks.bracket import depth_of
+from tests.helpers import gen
+
+
+def texts_of(rows):
+    return [decode(row) for row in rows]
+
+
+def balanced(text):
+    while '()' in text:
+        text = text.replace('()', '')
+    return not text
+
+
+# --- held out ---
+
+def is_few(task, text):
+    """Questions of which there are too few to hold any out"""
+    if task == 'bracket':
+        return len(text) <= 6
+    return task == 'mod' and '%' not in text
+
+
+@pytest.mark.parametrize('task, drawn_so', [
+    ('mirror', {}),
+    ('mirror', {'low': 3, 'high': 4}),  # of few questions many are drawn
+    ('mod', {}),
+    ('mod', {'aloud': True}),
+    ('bracket', {}),
+    ('reverse', {}),
+    ('reverse', {'low': 3, 'high': 4}),
+])
+def test_no_test_question_can_be_trained_on(task, drawn_so):
+    found = {}
+    for bucket, (split, times, n) in enumerate([
+        ('train', 20, 5000),
+        ('val', 10, 100),
+        ('iid', 10, 100),
+    ]):
+        g = gen(len(split))
+        found[split] = set()
+        for _ in range(times):
+            q, _ = draw(task, split, n, g, **drawn_so)
+            if split == 'train':
+                assert (bucket_of(q) == bucket).all()
+            found[split].update(texts_of(q.tolist()))
+    val, test = ({t for t in found[s] if not is_few(task, t)} for s in ('val', 'iid'))
+    assert len(val | test) > 50
+    assert not val & found['train']
+    assert not test & found['train']
+    assert not val & test
+
+
+def test_no_line_of_brackets_that_is_trained_on_is_a_test_question():
+    lines = set()
+    for seed in range(5):
+        lines.update(texts_of(draw('bracket', 'train', 5000, gen(seed), aloud=True)[0].tolist()))
+    test = set(texts_of(draw('bracket', 'iid', 1000, gen())[0]))
+    assert len(test) > 50
+    assert not test & lines
+
+
+def test_the_hash_hears_symbols_and_not_where_they_are():
+    q = draw('mirror', 'train', 500, gen())[0]
+    padded = insert_pauses([q], 7, gen(1))[0]
+    assert not torch.equal(padded[:, :10], q)
+    assert torch.equal(bucket_of(padded), bucket_of(q))
+    letters = torch.randint(12, (20000, 6), generator=gen(2))
+    share = torch.bincount(bucket_of(letters), minlength=3) / 20000
+    assert share.tolist() == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+
+
+# --- labels against an independent check ---
+
+@pytest.mark.parametrize('split', TASKS['bracket'].splits)
+def test_brackets_are_balanced_or_not(split):
+    q, a = draw('bracket', split, 400, gen(2))
+    texts, answers = texts_of(q), texts_of(a)
+    assert answers == ['V' if balanced(text) else 'X' for text in texts]
+    assert 190 <= answers.count('V') <= 210
+    if split in ('wrong_order', 'one_swap'):
+        for text, verdict in zip(texts, answers, strict=True):
+            assert verdict == 'V' or text.count('(') == text.count(')')
+
+
+@pytest.mark.parametrize('split', TASKS['mod'].splits)
+def test_remainders_are_right(split):
+    q, a = draw('mod', split, 400, gen(3))
+    asked = TASKS['mod'].splits[split]
+    for text, answer in zip(texts_of(q), texts_of(a), strict=True):
+        number, *divisors = map(int, text.split('%'))
+        assert answer == str(functools.reduce(operator.mod, divisors, number))
+        if 'quotient' in asked:
+            low, high = asked['quotient']
+            assert low <= number // divisors[0] <= high
+
+
+@pytest.mark.parametrize('task', ['mirror', 'reverse'])
+def test_letters_are_played_back(task):
+    for split in TASKS[task].splits:
+        q, a = draw(task, split, 200, gen(4))
+        for text, answer in zip(texts_of(q), texts_of(a), strict=True):
+            assert answer == (text if task == 'mirror' else text[::-1])
+    seen = set(''.join(texts_of(draw(task, 'train', 1000, gen())[0])))
+    assert seen == set('ABCDEFGHIJ')
+
+
+def test_unseen_letters_are_heard_in_their_splits_alone():
+    for text in texts_of(draw('mirror', 'ood_compose_20', 200, gen(4))[0]):
+        assert set(text) & set('KL')
+        assert len(text) == 20
+
+
+@pytest.mark.parametrize('task, pauses', [('mod', 0), ('mod', 5), ('bracket', 3)])
+def test_what_a_question_comes_to_so_far(task, pauses):
+    q = draw(task, 'train', 300, gen(6), pauses=pauses)[0]
+    for asked, labels in zip(q, so_far(task, q).tolist(), strict=True):
+        for i, label in enumerate(labels):
+            text = decode(asked[:i + 1])
+            if task == 'mod':
+                wanted = int(solve('mod', text)) if re.search(r'%\d+$', text) else -1
+            else:
+                depth = [0, *depth_of(text)]
+                wanted = 100 if depth[-1] == 0 else 101
+                if min(depth) < 0:
+                    wanted = 99
+            assert label == wanted
+
+
+@pytest.mark.parametrize('task, text, answer', [
+    ('mod', '12', '12'),
+    ('mod', '987%65%7', '5'),
+    ('mod', str(10 ** 40 + 7) + '%10', '7'),
+    ('bracket', '()' * 300, 'V'),
+    ('bracket', '())(', 'X'),
+    ('reverse', 'CABD', 'DBAC'),
+])
+def test_questions_of_any_length_are_solved(task, text, answer):
+    assert solve(task, text) == answer
+
+
+@pytest.mark.parametrize('task, text, says', [
+    ('bracket', 'AB', "'AB' is not a question of bracket, which asks such things as (()())"),
+    ('mod', '5%0', "'5%0' is not a question of mod, which asks such things as 987%65%7"),
+    ('mod', '5%%3', "'5%%3' is not a question"),
+    ('mod', '%3', "'%3' is not a question"),
+    ('mirror', '', "at least one symbol"),
+    ('mirror', 'Az', "'z' is not a symbol"),
+])
+def test_what_is_no_question_gets_a_sentence(task, text, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        solve(task, text)
+
+
+# --- working ---
+
+def reduced(text):
+    """The answer to a line of mod in text, whose numbers that are silent are 0"""
+    return str(functools.reduce(operator.mod, [int(part or 0) for part in text.split('%')]))
+
+
+def verdict(text):
+    if text in ('V', 'X'):
+        return text
+    return 'V' if balanced(text) else 'X'
+
+
+@pytest.mark.parametrize('task, answer_to, more', [
+    ('mod', reduced, {'pairs': True}),
+    ('bracket', verdict, {}),
+])
+def test_a_line_of_working_is_played_in_place_and_leads_to_the_answer(task, answer_to, more):
+    q, a = draw(task, 'train', 2000, gen(5), aloud=True, pauses=4, **more)
+    lines_to_go = set()
+    for asked, line in zip(q, a, strict=True):
+        was, now = decode(asked), decode(line)
+        lines = TASKS[task].working(was)
+        assert now == (lines[1] if len(lines) > 1 else was)
+        assert lines[-1] == answer_to(was) == answer_to(now)
+        lines_to_go.add(len(lines) - 1)
+
+        new = asked != line
+        changed = new.nonzero()[:, 0]
+        if task == 'mod' and len(changed) and '%' in now:
+            assert (asked[changed[-1] + 1:] >= 0).any()
+        # No symbol sounds where none was.
+        assert (line[new & (asked == REST)] == REST).all()
+    assert {0, 1, 2, 3} <= lines_to_go
+
+
+def test_neighbours_go_on_with_the_same_divisors():
+    q, _ = draw('mod', 'train', 2000, gen(5), aloud=True, pauses=4, pairs=True)
+    divisors = [text.split('%')[1:] for text in texts_of(q)]
+    assert divisors[::2] == divisors[1::2]
+
+
+@pytest.mark.parametrize('task, lines', [
+    ('mod', '987%65%7 337%65%7 12%65%7 12%7 5%7 5'),
+    ('mod', '14%7 %7 0'),
+    ('mod', '14%7%5 %7%5 %5 0'),
+    ('mod', '1402%7%5 2%7%5 2%5 2'),
+    ('mod', '0%3%2 0%2 0'),
+    ('mod', '3'),
+    ('bracket', '(()()) () V'),
+    ('bracket', '())( )( X'),
+])
+def test_lines_of_working(task, lines):
+    lines = lines.split()
+    assert TASKS[task].working(lines[0]) == lines
+
+
+def test_a_remainder_that_takes_many_lines():
+    assert TASKS['mod'].working('12345%1%2')[-1] == '0'
+
+
+# --- how questions are drawn ---
+
+def test_pauses_are_inserted_into_question_and_answer_alike():
+    q, a = draw('mod', 'train', 500, gen(1), aloud=True)
+    longer_q, longer_a = insert_pauses([q, a], 6, gen(2))
+    assert longer_q.shape[1] == q.shape[1] + 6
+    assert texts_of(longer_q) == texts_of(q)
+    assert texts_of(longer_a) == texts_of(a)
+    at = [(row >= 0).nonzero()[:, 0] for row in longer_q]
+    holes = {int((w.diff() > 1).sum()) for w in at if len(w) > 1}
+    assert {0, 1, 2} <= holes
+    assert any(int(w[-1]) == longer_q.shape[1] - 1 for w in at)
+    assert any(int(w[0]) > 8 for w in at)
+
+
+def test_silence_may_follow_a_training_question_or_not():
+    b = make_batch('mirror', 'train', 200, gen(3), pauses=6)
+    assert transcribe(b.question) == texts_of(b.asked)
+    last = [int((row >= 0).nonzero()[-1]) for row in b.asked]
+    end = b.rhythm.end.gather(1, torch.tensor(last)[:, None])[:, 0]
+    behind = (b.lengths / 16000 - end).tolist()
+    assert min(behind) > -1e-4
+    assert sum(t > 0.1 for t in behind) > 20
+    assert sum(t < 0.1 for t in behind) > 20
+
+
+def test_mixed_symbols_among_the_letters():
+    q, a = draw('mirror', 'train', 500, gen(1), mixed_symbols=0.4)
+    texts = texts_of(q)
+    assert torch.equal(q, a)
+    assert all(set(text) & set('ABCDEFGHIJ') for text in texts)
+    symbols = ''.join(texts)
+    assert set(symbols) == set(SYMBOLS) - set('KL')
+    assert 0.15 < sum(c not in 'ABCDEFGHIJ' for c in symbols) / len(symbols) < 0.25
+
+
+def lengths_at(task, n, level):
+    q = draw(task, 'train', n, gen(), level=level)[0]
+    return set((q >= 0).sum(1).tolist())
+
+
+def numbers_at(level):
+    q = draw('mod', 'train', 2000, gen(), level=level)[0]
+    return [[int(x) for x in text.split('%')] for text in texts_of(q)]
+
+
+def test_a_level_is_a_difficulty():
+    assert lengths_at('mirror', 300, 0.0) == {3}
+    assert lengths_at('mirror', 300, 1.0) == set(range(3, 11))
+    assert lengths_at('bracket', 2000, torch.tensor(0.0)) == {2, 4, 6, 8, 10}
+    assert lengths_at('bracket', 2000, torch.tensor(1.0)) == {2, 4, 6, 8, 10, 12}
+    easy, hard = numbers_at(0.0), numbers_at(1.0)
+    assert {len(r) for r in easy} == {2}
+    assert {len(r) for r in hard} == {2, 3}
+    assert max(r[0] for r in easy) <= 10
+    assert max(r[0] for r in hard) > 900
+    assert max(r[1] for r in easy) <= 9
+    assert max(r[1] for r in hard) == 99
+
+
+def has_equal_counts(text):
+    return text.count('(') == text.count(')')
+
+
+def opens_first(text):
+    return text[0] == '('
+
+
+def closes_last(text):
+    return text[-1] == ')'
+
+
+@pytest.mark.parametrize('guess', [has_equal_counts, opens_first, closes_last])
+def test_shortcuts_give_brackets_little_away(guess):
+    q, a = draw('bracket', 'train', 4000, gen(6))
+    hits = [guess(decode(x)) == (decode(y) == 'V') for x, y in zip(q, a, strict=True)]
+    assert max(np.mean(hits), 1 - np.mean(hits)) < 0.62
+    assert all(len(text) % 2 == 0 for text in texts_of(q))
+
+
+@pytest.mark.parametrize('name, splits', [
+    ('iid', ['iid']),
+    ('ood_length', ['ood_length_15', 'ood_length_20', 'ood_length_40']),
+    ('ood_len', []),
+    ('all', ['iid', 'ood_length_15', 'ood_length_20', 'ood_length_40', 'ood_symbol',
+             'ood_compose_20']),
+])
+def test_names_of_splits(name, splits):
+    assert split_names('mirror', name) == splits
+
+
+@pytest.mark.parametrize('text, names, says', [
+    ('ABC', ['mirror'], 'mirror'),
+    ('(()', ['mirror'], 'mirror'),  # there is no other
+    ('ABC', ['mirror', 'bracket', 'mod'], 'mirror'),
+    ('(()', ['mirror', 'bracket', 'mod'], 'bracket'),
+    ('5%3', ['mirror', 'bracket', 'mod'], 'mod'),
+    ('ABC', ['mod', 'mirror', 'reverse'], "'ABC' could belong to mirror or reverse; name its "
+                                          "task, such as --task=mirror"),
+    ('A(5', ['mirror', 'bracket', 'mod'], "'A(5' is of none of mirror, bracket, mod; name its "
+                                          "task, such as --task=mirror"),
+])
+def test_whose_question_it_is(text, names, says):
+    if says in TASKS:
+        assert task_of(text, names) == says
+    else:
+        with pytest.raises(ValueError, match='^' + re.escape(says) + '$'):
+            task_of(text, names)
+
+
+@pytest.mark.parametrize('task, wishes', [
+    ('mirror', {'level', 'mixed_symbols'}),
+    ('mod', {'level', 'aloud', 'pairs'}),
+    ('bracket', {'level', 'aloud'}),
+    ('reverse', set()),
+])
+def test_a_task_is_asked_for_what_it_can_do(task, wishes):
+    wanted = taken(task, level=1.0, aloud=True, pairs=True, mixed_symbols=0.4)
+    assert set(wanted) == wishes
+
+
+# --- sound ---
+
+def test_the_synthesizer_plays_what_its_docstring_says():
+    symbols = torch.tensor([encode('A9%'), [REST, *encode('(0')]])
+    rhythm = make_rhythm(2, 3, gen())
+    wanted = np.zeros((2, 6400 * 2))
+    for i in range(2):
+        for j in range(3):
+            start, length, detune, amplitude, phase, end = (float(x[i, j]) for x in rhythm)
+            assert 0.09 <= length <= 0.11 and 0.045 <= end - start - length <= 0.055
+            first = int(np.ceil(start * 16000))
+            n = np.arange(int(length * 16000) + 1)
+            t = n / 16000
+            fade = np.sin(np.clip(np.minimum(t, length - t) / 0.005, 0, 1) * np.pi / 2) ** 2
+            hertz = 400 + 100 * int(symbols[i, j]) + detune
+            tone = amplitude * fade * np.sin(2 * np.pi * hertz * t + phase)
+            if symbols[i, j] != REST:
+                wanted[i, first + n] += tone
+    found = play(symbols, rhythm, wanted.shape[1]).double().numpy()
+    assert np.abs(found - wanted).max() < 1e-3
+    assert np.abs(wanted).max() > 0.5
+
+
+def test_what_sounds_at_a_time():
+    symbols = torch.tensor([encode('AB'), [REST, *encode('C')]])
+    rhythm = make_rhythm(2, 2, gen())
+    found = prepare.sounding_at(symbols, rhythm, 40, 0.01, 0.003)
+    for i in range(2):
+        for k in range(40):
+            time, wanted = 0.003 + 0.01 * k, REST
+            for j in range(2):
+                if 0 <= time - float(rhythm.start[i, j]) < float(rhythm.length[i, j]):
+                    wanted = int(symbols[i, j])
+            assert found[i, k] == wanted
+
+
+def test_splits_are_the_same_every_time_whatever_is_asked_beside():
+    def questions(n, *seed):
+        return torch.cat([b.question for b in split_batches('mod', 'iid', n, *seed)])
+
+    assert torch.equal(questions(60), questions(73)[:60])
+    assert not torch.equal(questions(60), questions(60, 1))
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_question_and_answer_of_a_batch_are_what_the_scorer_hears(task):
+    b = make_batch(task, 'train', 64, gen(7))
+    assert transcribe(b.question) == texts_of(b.asked)
+    assert transcribe(b.answer) == texts_of(b.wanted)
+    assert b.question.shape[1] % prepare.BLOCK == 0
+    assert b.lengths.max() <= b.question.shape[1] <= max_samples(b.asked.shape[1])
+    silent = torch.arange(b.question.shape[1]) >= b.lengths[:, None]
+    assert (b.answer * silent).abs().max() == 0  # the window holds the whole answer
+
+
+def test_an_answer_of_another_question_is_as_long():
+    b = make_batch('mirror', 'train', 64, gen(7), shuffled=True)
+    pairs = list(zip(transcribe(b.question), transcribe(b.answer), strict=True))
+    assert sorted(q for q, _ in pairs) == sorted(a for _, a in pairs)
+    assert sum(q == a for q, a in pairs) < 10
+
+
+def test_controls_change_what_they_say():
+    b = make_batch('mirror', 'train', 30, gen())
+    asked = texts_of(b.asked)
+    spoilt = {name: control(b) for name, control in prepare.CONTROLS.items()}
+    for name in ('phase', 'longer', 'shorter'):
+        assert transcribe(spoilt[name].question) == asked, name
+    assert (spoilt['phase'].question - b.question).abs().mean() > 0.1
+    assert (spoilt['longer'].lengths > b.lengths).all()
+    assert (spoilt['shorter'].lengths < b.lengths).all()
+    noise = spoilt['noise'].question
+    assert float(noise.square().mean()) == pytest.approx(float(b.question.square().mean()), 0.05)
+    assert not set(''.join(transcribe(noise))) - {'?'}
