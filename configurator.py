@@ -53,10 +53,10 @@ def choices(settings, **allowed):
 
 def names_of(settings, key, allowed):
     """A setting that holds names with a comma between them -> a list; each must be allowed"""
-    names = [name for name in settings[key].split(',') if name]
-    for name in names:
-        if name not in allowed:
-            fail(f"{key} are some of {', '.join(allowed)}, not {name!r}")
+    names = settings[key].split(',') if settings[key] else []
+    if not set(names) <= set(allowed) or len(set(names)) < len(names):
+        some = f"some of {', '.join(allowed)}" if allowed else "none here"
+        fail(f"{key} are {some}, not {settings[key]!r}")
     return names
 
 

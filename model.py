@@ -38,10 +38,10 @@ POINTER_WINDOW = 4   # tokens that the pointer reaches
 
 @dataclass
 class JMambaConfig:
-    d_model: int = 128
+    d_model: int = 128      # width of a token
     n_encoder: int = 6      # Mamba-2 layers that hear the question
     n_decoder: int = 4      # Mamba-2 layers that play the answer, half before the self-attention
-    d_state: int = 64
+    d_state: int = 64       # of a Mamba-2 head: it remembers d_state * head_dim numbers
     head_dim: int = 32      # of a Mamba-2 head
     n_head: int = 4         # attention heads; of cross-attention's, half go by clock
     counting: float = 0.5   # share of the Mamba-2 heads that never forget, so that they can count
@@ -562,9 +562,8 @@ class MiniJMamba(nn.Module):
 # --- checkpoints ---
 
 def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
-    """The best checkpoint in out_dir, the last one (init_from='resume') or assets/release.pt
-    (init_from='release') -> the model, in eval mode, and the whole checkpoint. ValueError, with
-    what to do, if there is none or it does not fit this code."""
+    """The best checkpoint in out_dir, or the last one ('resume'), or assets/release.pt ('release')
+    -> the model, in eval mode, and the checkpoint. ValueError if there is none that fits."""
     here = os.path.dirname(os.path.abspath(__file__))
     last = os.path.join(out_dir, 'ckpt.pt')
     paths = {'out_dir': [os.path.join(out_dir, 'best.pt'), last], 'resume': [last],
@@ -573,9 +572,10 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
         raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
     found = [path for path in paths[init_from] if os.path.exists(path)]
     if not found:
+        other = "; or take the weights that come with the code: --init_from=release"
         raise ValueError(f"there is no {paths[init_from][-1]}; train a model with: python train.py "
-                         f"config/mirror.py --out_dir={out_dir or 'out/mirror'}; or take the "
-                         "weights that come with the code: --init_from=release")
+                         f"config/mirror.py --out_dir={out_dir or 'out/mirror'}"
+                         + (other if init_from == 'out_dir' else ''))
     try:
         checkpoint = torch.load(found[0], map_location=device, weights_only=True)
         args, weights = checkpoint['model_args'], checkpoint['model']

@@ -83,7 +83,7 @@ config = configure(globals())
 # --- check the settings ---
 rank = int(os.environ.get('RANK', 0))  # of this process, if torchrun has started several
 world = int(os.environ.get('WORLD_SIZE', 1))
-names = names_of(config, 'tasks', TASKS)
+names = names_of(config, 'tasks', TASKS) or fail(f"tasks are some of {', '.join(TASKS)}")
 spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
 pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)

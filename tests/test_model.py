@@ -4,6 +4,7 @@ The model: its scan, its sound, what each part can and cannot see, and how a che
 $ python -m pytest tests/test_model.py
 """
 import math
+import re
 
 import pytest
 import torch
@@ -371,7 +372,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(spoil, says, tmp_path):
     checkpoint = checkpoint_of(tiny_model())
     spoil(checkpoint)
     torch.save(checkpoint, tmp_path / 'best.pt')
-    with pytest.raises(ValueError, match=str(tmp_path / 'best.pt')) as e:
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as e:
         load_checkpoint(str(tmp_path))
     message = str(e.value)
     assert says in message

@@ -1,0 +1,113 @@
+"""
+The pictures: tables of runs, and what a model makes of worse sound.
+
+$ python -m pytest tests/test_figures.py
+"""
+import json
+
+import pytest
+
+import figures
+from prepare import play_text, split_batches, write_wav
+from score import transcribe
+from tasks import decode
+from tests.helpers import is_png, output, refusal, run_here, tiny_model
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of four runs that score.py has tested. One has another's name, one never thought."""
+    for name, exact in (
+        ('mod_s1', 1.0),
+        ('mod_s2', 0.9),
+        ('mod_direct', 0.5),
+        ('old/mod_s1', 0.25),
+    ):
+        found = {'exact_match': exact, 'n': 20}
+        contents = {'scores': {'mod': {'iid': found}}}
+        if exact > 0.5:
+            found['by_passes'] = {'1': 0.1, '2': 0.5, '4': exact}
+            found['passes_by_lines'] = {'1': 1, '3': 2.9}
+            contents['seconds'] = 60
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / 'scores.json').write_text(json.dumps(contents))
+    return tmp_path
+
+
+def test_a_table_of_runs_in_the_order_named_each_once(runs, capsys):
+    names = ['old/mod_s1', 'mod_s1', 'mod_s2', 'mod_direct', 'mod_s1']
+    picture = runs / 'table.png'
+    text = output(capsys, 'figures.py', *(runs / name for name in names), f'--out={picture}')
+    assert '| old/mod | 1 | 20 | 25 |  |\n' \
+           '| mod | 2 | 20 | 95 (90) | 60 |\n' \
+           '| mod_direct | 1 | 20 | 50 |  |' in text
+    assert is_png(picture)
+
+
+def test_accuracy_by_passes(runs, capsys):
+    picture = runs / 'passes.png'
+    draw = ['--what=passes', f'--out={picture}']
+    output(capsys, 'figures.py', *draw, runs / 'mod_s1', runs / 'mod_s2')
+    assert is_png(picture)
+    assert 'name one run' in refusal(capsys, 'figures.py', *draw, runs / 'mod_s1',
+                                     runs / 'mod_direct')
+    assert 'none of these was taught mod aloud' in refusal(capsys, 'figures.py', *draw,
+                                                           runs / 'mod_direct')
+
+
+def test_a_run_without_scores_is_named(tmp_path, capsys):
+    assert run_here('figures.py', '--what=table', tmp_path / 'nothing')[0] == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"{tmp_path / 'nothing'} has no scores.json"
+    assert last.endswith("none of these runs has a scores.json; score.py makes it")
+
+
+@pytest.mark.parametrize('label', figures.WORSE)
+def test_worse_sound_begins_with_what_is_no_trouble(label):
+    b = next(split_batches('mirror', 'iid', 10))
+    values, worse = figures.WORSE[label]
+    mildest = values[0] if 'rate' not in label else 16000
+    assert transcribe(worse(b, mildest).question) == [decode(row) for row in b.asked]
+    for x in values:
+        assert len(worse(b, x).question) == 10
+
+
+def test_another_tempo_and_rate_are_heard_by_the_scorer():
+    b = next(split_batches('mirror', 'iid', 10))
+    asked = [decode(row) for row in b.asked]
+    assert transcribe(figures.replayed(b, tempo=0.8).question) == asked
+    assert transcribe(figures.through_file(b, 8000).question) == asked
+
+
+def test_spectrogram_of_several_sounds(tmp_path, capsys):
+    for i, text in enumerate(('17%5', '2')):
+        write_wav(str(tmp_path / f'00{i}_pass_{i}.wav'), play_text(text))
+    picture = tmp_path / 's.png'
+    output(capsys, 'figures.py', *sorted(tmp_path.glob('*.wav')), f'--out={picture}')
+    assert is_png(picture) and picture.stat().st_size > 9000
+
+
+def test_the_pointer(tmp_path):
+    figures.pointer(tiny_model(), str(tmp_path / 'p.png'))
+    assert (tmp_path / 'p.png').stat().st_size > 9000
+    with pytest.raises(ValueError, match='no pointer'):
+        figures.pointer(tiny_model(pointer=False), str(tmp_path / 'p.png'))
+
+
+def test_robustness_of_a_model(trained, tmp_path, capsys):
+    picture = tmp_path / 'r.png'
+    text = output(capsys, 'figures.py', '--what=robustness', trained, '--num_samples=1',
+                  f'--out={picture}')
+    points = sum(len(values) for values, _ in figures.WORSE.values())
+    lines = [line for line in text.splitlines() if line.startswith('mirror, ')]
+    assert len(lines) == points
+    assert is_png(picture)
+
+
+@pytest.mark.parametrize('what, says', [
+    ('beauty', 'what is spectrogram or table or passes or robustness or counting or pointer'),
+    ('counting', 'counting is for a model of bracket, not of mirror'),
+    ('spectrogram', 'cannot be read'),
+])
+def test_what_cannot_be_drawn(what, says, trained, capsys):
+    assert says in refusal(capsys, 'figures.py', f'--what={what}', trained)

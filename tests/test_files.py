@@ -1,0 +1,260 @@
+"""
+Files that are broken, missing, malicious or half written: a sentence, and nothing else happens.
+
+$ python -m pytest tests/test_files.py
+"""
+import io
+import os
+import random
+import re
+import resource
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+from configurator import write_whole
+from model import load_checkpoint
+from prepare import fresh_folder, play_text, read_wav, read_wav_until_silence, write_wav
+from score import transcribe
+from tests.helpers import output, refusal
+
+# --- WAV files ---
+
+def broken(data, rng):
+    """The bytes of a WAV file, with one to four things in its first 44 bytes done to them"""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        kind, at = rng.randrange(5), rng.randrange(44)
+        if kind == 0:
+            data[at % len(data)] = rng.randrange(256)
+        elif kind == 1:  # sizes, rates, channel counts
+            number = rng.choice([0, 1, 2 ** 31 - 1, 2 ** 32 - 1, rng.randrange(2 ** 32)])
+            data[at // 4 * 4:at // 4 * 4 + 4] = number.to_bytes(4, 'little')
+        elif kind == 2:
+            data[22:24] = rng.choice([0, 3, 255, 65535]).to_bytes(2, 'little')
+        elif kind == 3:
+            del data[rng.randrange(len(data)):]
+        else:
+            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(9)))
+        data = data or bytearray(b'R')
+    return data
+
+
+def test_two_thousand_broken_wavs(tmp_path):
+    path = str(tmp_path / 'bad.wav')
+    write_wav(path, play_text('AB'))
+    good, rng = (tmp_path / 'bad.wav').read_bytes(), random.Random(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read, slowest = 0, 0
+    for _ in range(2000):
+        (tmp_path / 'bad.wav').write_bytes(broken(good, rng))
+        t0 = time.time()
+        try:
+            transcribe(read_wav(path)[None])
+            read += 1
+        except ValueError as e:
+            assert path in str(e)
+            assert '\n' not in str(e)
+        slowest = max(slowest, time.time() - t0)
+    assert 0 < read < 2000
+    assert slowest < 2
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 500_000  # kB
+
+
+@pytest.fixture(scope='module')
+def wavs(tmp_path_factory):
+    """A folder of WAV files with which something is wrong"""
+    folder = tmp_path_factory.mktemp('wavs')
+    write_wav(str(folder / 'good.wav'), play_text('ABC'))
+    good = (folder / 'good.wav').read_bytes()
+    for name, content in {
+        'empty': b'',
+        'text': b'hello, this is no sound at all' * 9,
+        'cut': good[:len(good) // 2],
+        'header': good[:44],
+        'short': good[:20],
+    }.items():
+        (folder / f'{name}.wav').write_bytes(content)
+    (folder / 'folder.wav').mkdir()
+    wavfile.write(folder / 'slow.wav', 4000, np.zeros(4000, np.int16))
+    wavfile.write(folder / 'nan.wav', 16000, np.full(4000, np.nan, np.float32))
+    wavfile.write(folder / 'none.wav', 16000, np.zeros(0, np.int16))
+    write_wav(str(folder / 'silence.wav'), torch.zeros(16000))
+    return folder
+
+
+@pytest.mark.parametrize('name, says', [
+    ('missing', 'there is no such file'),
+    ('empty', 'not a whole WAV file'),
+    ('text', 'not a whole WAV file'),
+    ('cut', 'not a whole WAV file'),
+    ('header', 'not a whole WAV file'),
+    ('short', 'not a whole WAV file'),
+    ('folder', 'cannot be read: Is a directory'),
+    ('slow', 'a sample rate of 4000 Hz cannot hold these tones'),
+    ('nan', 'has samples that are no sound'),
+    ('none', 'the WAV file has no samples'),
+])
+def test_a_bad_wav_gets_a_sentence(name, says, wavs, tmp_path, trained, capsys):
+    path = str(wavs / f'{name}.wav')
+    with pytest.raises(ValueError, match='^' + re.escape(path) + ': .*' + says):
+        read_wav(path)
+    assert says in refusal(capsys, 'score.py', path)
+    samples = tmp_path / 'new'
+    flags = [f'--out_dir={trained}', f'--wav={path}', f'--sample_dir={samples}']
+    assert says in refusal(capsys, 'sample.py', *flags)
+    assert not samples.exists()
+
+
+def test_silence_is_no_question(wavs, trained, capsys):
+    path = wavs / 'silence.wav'
+    asked = [f'--out_dir={trained}', f'--wav={path}']
+    assert 'no tone can be heard' in refusal(capsys, 'sample.py', *asked)
+    assert '(silence)' in output(capsys, 'score.py', path)
+
+
+def test_floats_that_were_never_scaled_are_read(tmp_path):
+    wave = 32768 * resample_poly(play_text('ABC').numpy(), 441, 160)
+    wavfile.write(tmp_path / 'loud.wav', 44100, wave)
+    assert transcribe(read_wav(str(tmp_path / 'loud.wav'))[None]) == ['ABC']
+
+
+@pytest.mark.parametrize('sent, says', [
+    (b'', 'not a WAV file'),
+    (b'no sound', 'not a WAV file'),
+    (b'RIFF....WAVE', 'not a whole WAV file'),
+    (b'RIFF....WAVEjunk\xff\xff\xff\x7f', 'not a whole WAV file'),
+    (b'RIFF....WAVEdata....', 'no rate or size of samples'),
+])
+def test_what_is_no_wav_in_a_pipe_gets_a_sentence(sent, says):
+    with pytest.raises(ValueError, match=f'^standard input: .*{says}'):
+        read_wav_until_silence(io.BytesIO(sent))
+
+
+def test_a_pipe_is_read_until_silence(tmp_path):
+    path = str(tmp_path / 'q.wav')
+    silence = torch.zeros(9600)
+    write_wav(path, torch.cat([silence, play_text('ABBA'), silence, play_text('C'), silence]))
+    with open(path, 'rb') as f:
+        wave = read_wav_until_silence(f)
+        assert transcribe(wave[None]) == ['ABBA']
+        assert f.read()  # the rest has not been waited for
+
+
+# --- checkpoints ---
+
+@pytest.fixture
+def checkpoint(tmp_path, trained):
+    """The path of a checkpoint that is whole, in a folder of its own"""
+    path = tmp_path / 'best.pt'
+    path.write_bytes((trained / 'best.pt').read_bytes())
+    load_checkpoint(str(tmp_path))
+    return path
+
+
+def test_a_hundred_broken_checkpoints(checkpoint):
+    good, rng, refused = checkpoint.read_bytes(), random.Random(2), 0
+    for _ in range(100):
+        data = bytearray(good)
+        for _ in range(20):
+            anywhere, head = rng.randrange(len(data)), rng.randrange(2000)
+            tail = len(data) - 1 - rng.randrange(4000)
+            data[rng.choice([anywhere, head, tail])] = rng.randrange(256)
+        whole = rng.random() < 0.7
+        checkpoint.write_bytes(data if whole else data[:rng.randrange(len(data))])
+        try:
+            load_checkpoint(str(checkpoint.parent))
+        except ValueError as e:
+            assert str(checkpoint) in str(e)
+            refused += 1
+    assert refused > 30
+
+
+class Smuggled:
+    """What makes a folder when it is unpickled"""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_smuggled_code_does_not_run(tmp_path):
+    torch.save({'model': Smuggled(str(tmp_path / 'ran'))}, tmp_path / 'best.pt')
+    with pytest.raises(ValueError, match='not a checkpoint'):
+        load_checkpoint(str(tmp_path))
+    assert not (tmp_path / 'ran').exists()
+    torch.load(tmp_path / 'best.pt', weights_only=False)
+    assert (tmp_path / 'ran').exists()  # or the test would show nothing
+
+
+@pytest.mark.parametrize('content', [b'', b'junk'])
+def test_what_is_no_checkpoint_gets_a_sentence(content, checkpoint, capsys):
+    checkpoint.write_bytes(content)
+    said = refusal(capsys, 'score.py', f'--out_dir={checkpoint.parent}')
+    assert f'{checkpoint} is not a checkpoint, or is damaged' in said
+    assert 'remove' not in said and 'delete' not in said
+
+
+def test_a_checkpoint_of_other_settings_gets_a_sentence(checkpoint, capsys):
+    contents = torch.load(checkpoint, weights_only=True)
+    contents['model_args']['d_model'] = 64
+    torch.save(contents, checkpoint)
+    said = refusal(capsys, 'score.py', f'--out_dir={checkpoint.parent}')
+    assert f'{checkpoint} was made by another model.py' in said
+
+
+@pytest.mark.parametrize('script', ['sample.py', 'score.py'])
+def test_a_folder_without_a_checkpoint_gets_a_sentence(script, tmp_path, capsys):
+    said = refusal(capsys, script, f'--out_dir={tmp_path}')
+    assert f'python train.py config/mirror.py --out_dir={tmp_path}' in said
+
+
+@pytest.mark.parametrize('script, flag, says', [
+    ('sample.py', '--start=Az', "'z' is not a symbol"),
+    ('sample.py', '--start=', 'at least one symbol'),
+    ('sample.py', '--split=ood_lenght', 'ood_length_15'),
+    ('sample.py', '--task=sing', 'task is mirror or mod or bracket or reverse'),
+    ('score.py', '--num_samples=0', 'num_samples must be at least 1, not 0'),
+    ('score.py', '--split=ood_lenght', 'ood_length_15'),
+    ('score.py', '--init_from=best', "init_from is 'out_dir' or 'release'"),
+])
+def test_what_a_checkpoint_cannot_be_asked(script, flag, says, trained, capsys):
+    said = refusal(capsys, script, f'--out_dir={trained}', flag)
+    assert says in said
+
+
+# --- writing ---
+
+def fail_halfway(f):
+    f.write(b'half')
+    raise RuntimeError('the disk is full')  # as torch says
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'best.pt'
+    with pytest.raises(OSError):
+        write_whole(str(path), fail_halfway)
+    assert not list(tmp_path.iterdir())
+    write_whole(str(path), lambda f: f.write(b'before'))
+    with pytest.raises(OSError):
+        write_whole(str(path), fail_halfway)
+    with pytest.raises(AttributeError):
+        write_whole(str(path), lambda f: torch.save(lambda: 0, f))  # cannot be pickled
+    assert path.read_bytes() == b'before'
+    assert list(tmp_path.iterdir()) == [path]
+    write_whole(str(path), lambda f: f.write(b'after'))
+    assert path.read_bytes() == b'after'
+
+
+def test_a_fresh_folder_keeps_the_files_of_others(tmp_path):
+    for name in ('000_answer.wav', '000_answer.wav.bak', 'my.wav'):
+        (tmp_path / name).write_text('')
+    fresh_folder(str(tmp_path), r'\d+_(question|answer)\.wav')
+    assert sorted(os.listdir(tmp_path)) == ['000_answer.wav.bak', 'my.wav']

@@ -1,0 +1,56 @@
+"""
+The weights that come with the code: what README.md says of them.
+
+$ python -m pytest tests/test_release.py
+"""
+import re
+
+import pytest
+
+from prepare import play_text, write_wav
+from tests.helpers import is_png, output
+
+
+def release(capsys, script, *flags):
+    return output(capsys, script, '--init_from=release', '--device=cpu', *flags)
+
+
+@pytest.mark.parametrize('spoil', ['', 'phase', 'longer', 'shorter', 'noise'])
+def test_accuracy_depends_on_the_tones_alone(spoil, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = release(capsys, 'score.py', '--split=iid', '--num_samples=67', f'--spoil={spoil}')
+    exact = dict(re.findall(r'^(\w+)_iid_em: (\S+)$', text, re.M))
+    assert set(exact) == {'mirror', 'bracket', 'mod'}
+    for share in exact.values():
+        assert float(share) < 0.1 if spoil == 'noise' else float(share) > 0.95, text
+
+
+@pytest.mark.parametrize('flags, says', [
+    (['--start=987%65%7'], 'heard 5: 987%65%7 -> 337%65%7 -> 12%65%7 -> 12%7 -> 5%7 -> 5\n'),
+    (['--start=(()())'], 'heard V'),
+    (['--start=(()'], 'heard X'),
+    (['--start=CABB'], 'asked CABB, wanted CABB, heard CABB\n'),
+    (['--start=LKLK'], 'heard LKLK'),
+    (['--start=((((()))))', '--think=2'], 'not finished'),
+])
+def test_what_is_asked_is_answered(flags, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in release(capsys, 'sample.py', *flags)
+    assert (tmp_path / 'out' / 'release' / 'samples' / 'index.html').exists()
+
+
+@pytest.mark.parametrize('gain', [0.002, 1])
+def test_a_recording_is_answered_however_faint(gain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_wav('recording.wav', gain * play_text('987%65%7'))
+    text = release(capsys, 'sample.py', '--wav=recording.wav')
+    assert 'asked 987%65%7, wanted 5, heard 5' in text
+
+
+def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):
+    path = tmp_path / 'counting.png'
+    text = output(capsys, 'figures.py', '--what=counting', 'release', f'--out={path}')
+    found = re.findall(r'^(\w+), length 100, has the depth been below 0\?: (.*) % right$', text,
+                       re.M)
+    assert float(dict(found)['trained']) >= 90
+    assert is_png(path) and path.stat().st_size > 9000
