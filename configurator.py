@@ -54,9 +54,10 @@ def choices(settings, **allowed):
 def names_of(settings, key, allowed):
     """A setting that holds names with a comma between them -> a list; each must be allowed"""
     names = settings[key].split(',') if settings[key] else []
-    if not set(names) <= set(allowed) or len(set(names)) < len(names):
-        some = f"some of {', '.join(allowed)}" if allowed else "none here"
-        fail(f"{key} are {some}, not {settings[key]!r}")
+    for i, name in enumerate(names):
+        if name not in allowed or name in names[:i]:
+            some = f"some of {', '.join(allowed)}, each once" if allowed else "none here"
+            fail(f"{key} are {some}, not {name!r}")
     return names
 
 

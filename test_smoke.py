@@ -188,7 +188,7 @@ def test_a_mistake_is_one_line_on_the_command_line():
 @pytest.mark.parametrize('script, flags, says', [
     ('train.py', ['--batch_size=half'], "batch_size takes an integer, not 'half'"),
     ('train.py', ['config/nothing.py'], "cannot read the config file config/nothing.py"),
-    ('train.py', ['--tasks=sing'], "tasks are some of mirror, mod, bracket, reverse, not 'sing'"),
+    ('train.py', ['--tasks=sing'], "tasks are some of mirror, mod, bracket, reverse, each once"),
     ('train.py', ['--head_dim=48'], "head_dim must divide 256"),
     ('prepare.py', ['--task=sing'], "there is no task 'sing'"),
     ('prepare.py', ['--split=far'], "mirror has no split 'far'; it has train, val"),

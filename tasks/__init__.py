@@ -33,7 +33,8 @@ def hash100(q):
 
     sounds = q >= 0
     place = sounds.cumsum(1)
-    return mix((mix(q + 32 * place) * sounds).sum(1) % 2147483647) % 100
+    each = mix(q + 32 * place) * sounds
+    return mix(each.sum(1) % 2147483647) % 100
 
 
 def bucket_of(q):
@@ -56,7 +57,8 @@ def insert_pauses(rows, pauses, generator):
     share = (torch.rand(n, N + 1, generator=generator, device=device) + 0.01) ** -2
     share = share.cumsum(1)[:, :N] / share.sum(1, keepdim=True)
     total = torch.rand(n, 1, generator=generator, device=device).square() * (pauses + 1)
-    slot = torch.arange(N, device=device) + (share * total).long().clamp(max=pauses)
+    before = (share * total).long().clamp(max=pauses)
+    slot = torch.arange(N, device=device) + before
     return [row.new_full((n, N + pauses), REST).scatter(1, slot, row) for row in rows]
 
 
@@ -127,8 +129,12 @@ def task_of(text, names):
     fit = [name for name in names if set(text) <= set(TASKS[name].symbols)]
     if len(fit) == 1:
         return fit[0]
-    found = f"could belong to {' or '.join(fit)}" if fit else f"is of none of {', '.join(names)}"
-    raise ValueError(f"{text!r} {found}; name its task, such as --task={(fit or names)[0]}")
+    if fit:
+        found = f"could belong to {' or '.join(fit)}"
+    else:
+        found = f"belongs to none of {', '.join(names)}"
+        fit = names
+    raise ValueError(f"{text!r} {found}; name its task, such as --task={fit[0]}")
 
 
 def solve(task, text):

@@ -185,6 +185,15 @@ def test_what_is_played_again_does_not_wear_out():
     assert transcribe(wave) == [decode(row) for row in b.asked]
 
 
+def test_noise_is_not_pointed_at():
+    model = tiny_model()
+    torch.nn.init.constant_(model.gate.bias, 20)  # all of it is
+    b = make_batch('mirror', 'val', 16, gen())
+    noise = 0.03 * torch.randn(b.question.shape, generator=gen())
+    assert model(b.question, b.lengths)[0].amax() > 1
+    assert (model(noise, b.lengths)[0] == 0).all()
+
+
 # --- what can only be pointed at ---
 
 def other_end(x, border, generator):
