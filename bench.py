@@ -65,10 +65,7 @@ for name in configs.split(','):
     if settings.get('tasks') not in TASKS:
         fail(f"configs are some that train one task, not {name!r}")
     settings_of[name] = {**settings, **SIZES.get(name, {})}
-try:
-    device = pick_device(device)
-except ValueError as e:
-    fail(e)
+device = pick_device(device)
 
 # --- set up ---
 on_gpu = device.startswith('cuda')

@@ -110,15 +110,21 @@ def pick_dtype(dtype, kind):
     if dtype == 'auto':
         has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = 'bfloat16' if has_bf16 else 'float32'
-        why = "the GPU has it" if has_bf16 else f"this {kind} gains nothing from less"
+        no_bf16 = {'cpu': "a CPU gains nothing from less", 'cuda': "this GPU has no bfloat16"}
+        why = "the GPU has it" if has_bf16 else no_bf16[kind]
         print(f"dtype {dtype}: {why}")
     return dtype
 
 
 def run_name(tasks, seed):
     """What a run's folder is called: its config file, or else its tasks; and the seed"""
-    files = [os.path.splitext(a)[0] for a in sys.argv[1:] if not a.startswith('-')]
-    name = files[-1].split('config' + os.sep)[-1] if files else tasks
+    name = tasks
+    files = [a for a in sys.argv[1:] if not a.startswith('-')]
+    if files:
+        path = os.path.splitext(os.path.abspath(files[-1]))[0]
+        name = os.path.relpath(path, os.path.join(HERE, 'config'))
+        if name.startswith(os.pardir):  # the file lies elsewhere
+            name = os.path.basename(path)
     return name if seed == 1337 else f'{name}_s{seed}'
 
 

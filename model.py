@@ -27,7 +27,7 @@ from kernels import KERNEL_FROM, ShortMixer, kernel_missing, short_mixer_fits, s
 HOP = 160            # samples in a frame: 10 ms
 WIN_LENGTH = 400     # samples that a frame hears: 25 ms, at most 3 hops
 N_FFT = 512
-N_BINS = 128         # spectral bins kept, 0 to 4 kHz: no tone is higher than 3.9 kHz
+N_BINS = 128         # spectral bins kept, 0 to 4 kHz: room for 36 symbols
 COMPRESS = 100.0     # c in log(1 + c |S|)
 EXPAND = 2           # width of a Mamba-2 layer inside, as a multiple of d_model
 D_CONV = 4           # taps of the short convolution
@@ -572,10 +572,10 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
         raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
     found = [path for path in paths[init_from] if os.path.exists(path)]
     if not found:
-        other = "; or take the weights that come with the code: --init_from=release"
-        raise ValueError(f"there is no {paths[init_from][-1]}; train a model with: python train.py "
-                         f"config/mirror.py --out_dir={out_dir or 'out/mirror'}"
-                         + (other if init_from == 'out_dir' else ''))
+        hint = "leave out --init_from=resume"
+        if init_from != 'resume':
+            hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
+        raise ValueError(f"there is no {paths[init_from][-1]}; {hint}")
     try:
         checkpoint = torch.load(found[0], map_location=device, weights_only=True)
         args, weights = checkpoint['model_args'], checkpoint['model']

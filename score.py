@@ -171,7 +171,7 @@ def read_logits(model, question, lengths, rhythm):
     middle = (rhythm.start + rhythm.length / 2) * SAMPLE_RATE
     token = ((middle - c.middle) / c.token).round().long().clamp(0, logits.shape[1] - 1)
     symbols = logits.argmax(2).gather(1, token)
-    counts = (symbols < UNKNOWN) & (middle < lengths[:, None])
+    counts = (symbols < c.n_symbols) & (middle < lengths[:, None])
     return [decode(row) for row in torch.where(counts, symbols, REST)]
 
 
@@ -404,7 +404,7 @@ if __name__ == '__main__':
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
         trained_on = checkpoint['config']
         tests = []
-        for task in trained_on['tasks'].split(','):
+        for task in configurator.names_of(trained_on, 'tasks', TASKS):
             tests += [(task, name) for name in split_names(task, split)]
     except ValueError as e:
         fail(e)

@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line_on_the_command_line():
     ('prepare.py', ['--task=sing'], "there is no task 'sing'"),
     ('prepare.py', ['--split=far'], "mirror has no split 'far'; it has train, val"),
     ('prepare.py', ['--num_samples=0'], "num_samples must be at least 1, not 0"),
-    ('sample.py', ['--out_dir=nowhere'], "there is no nowhere/ckpt.pt; train a model with"),
+    ('sample.py', ['--out_dir=nowhere'], "there is no nowhere/ckpt.pt; train a model"),
     ('sample.py', ['--init_from=release', '--start=Az'], "'z' is not a symbol"),
     ('sample.py', ['--init_from=release', '--start=5%0'], "'5%0' is not a question of mod"),
     ('score.py', ['nowhere.wav'], "nowhere.wav: there is no such file"),

@@ -57,7 +57,8 @@ shuffled = False         # a control: every question gets another's answer
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
 # model: each field of JMambaConfig, see model.py, is a setting too
-model_settings = {f.name: f.default for f in fields(JMambaConfig) if not f.name.startswith('n_s')}
+model_settings = {f.name: f.default for f in fields(JMambaConfig)}
+del model_settings['n_symbols'], model_settings['n_so_far']  # which follow from the tasks
 globals().update(model_settings)  # d_model, n_head, ...: see --help
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
@@ -103,8 +104,7 @@ except ValueError as e:
 for is_wrong, why in (
     (shares and not sum(shares.values()), "mix must leave a share to one of the tasks"),
     (batch_size % world, f"batch_size must be a multiple of the {world} processes"),
-    (hiding and batch_size // world % 2, "hide needs an even number of examples for each process, "
-                                         f"as neighbours are pairs, not {batch_size // world}"),
+    (hiding and batch_size // world % 2, "hide needs an even number of examples in each process"),
     (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
     (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token}, the frames "
                               "in a block of sound"),
@@ -132,9 +132,9 @@ try:
     if init_from == 'resume':
         model, checkpoint = load_checkpoint(out_dir, device, 'resume')
         model.train()
-        was = {**checkpoint['model_args'], **checkpoint['config']}
-        for key in {'tasks', 'aloud', 'curriculum', 'seed', *model_settings} - {'ssd'}:
-            if config[key] != was.get(key, config[key]):
+        was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
+        for key in {'tasks', 'aloud', 'curriculum', 'seed', *asdict(c)} - {'ssd'}:
+            if was[key] != now[key]:
                 fail(f"{out_dir} was trained with {key}={was[key]}; to resume, leave it so")
         model.config.ssd = c.ssd
     else:
@@ -425,6 +425,6 @@ print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f}
 
 # --- what it learned: the two commands a user would run ---
 if test_samples and not rank:
-    flags = f'--out_dir={out_dir}', f'--device={device}'
+    flags = f'--out_dir={out_dir}', f'--device={device}', f'--think={think}'
     configurator.run_script('score.py', *flags, f'--num_samples={test_samples}')
     configurator.run_script('sample.py', *flags, '--num_samples=4')

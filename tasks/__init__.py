@@ -1,17 +1,17 @@
 """
 The tasks: their registry, how a question is drawn, and which questions are held out.
 
-A new task is a file in this folder that ends in a Task, and its name in the registry below.
+A new task is a file in this folder that ends in a Task. It is imported and registered below.
 """
 import inspect
 
 import torch
 
 from tasks import bracket, mirror, mod, reverse
-from tasks.task import REST, SYMBOLS, Task, decode, encode, randint
+from tasks.task import REST, SYMBOLS, Task, decode, encode
 
 __all__ = ['REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
-           'insert_pauses', 'n_so_far', 'randint', 'so_far', 'solve', 'split_names', 'taken',
+           'insert_pauses', 'n_so_far', 'so_far', 'solve', 'split_names', 'taken',
            'task_of']
 
 TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task)}
@@ -70,7 +70,7 @@ def draw(task, split, n, generator=None, device='cpu', pauses=0, **override):
         bucket = 0
     else:
         bucket = 1 if split == 'val' else 2
-    far = 'ood' in split  # training cannot draw these, so nothing need be held out
+    far = split.startswith(('ood', 'val_ood'))  # training cannot draw these: none is held out
     paired = task.paired or spec.get('pairs')
 
     # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few

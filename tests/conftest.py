@@ -1,9 +1,16 @@
 """
 Fixtures that several files of tests use.
 """
+import os
+
 import pytest
+import torch
 
 from tests.helpers import TRAIN, path_of, run_here
+
+# One thread a process: the tests run side by side, and threads would wait for one another.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')

@@ -215,7 +215,8 @@ def test_a_checkpoint_of_other_settings_gets_a_sentence(checkpoint, capsys):
 @pytest.mark.parametrize('script', ['sample.py', 'score.py'])
 def test_a_folder_without_a_checkpoint_gets_a_sentence(script, tmp_path, capsys):
     said = refusal(capsys, script, f'--out_dir={tmp_path}')
-    assert f'python train.py config/mirror.py --out_dir={tmp_path}' in said
+    assert f"there is no {tmp_path / 'ckpt.pt'}" in said
+    assert 'python train.py config/mirror.py' in said and '--init_from=release' in said
 
 
 @pytest.mark.parametrize('script, flag, says', [

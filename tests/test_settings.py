@@ -187,12 +187,19 @@ def test_a_config_can_be_applied_to_its_script(path, monkeypatch, capsys):
 @pytest.mark.parametrize('argv, seed, name', [
     (['config/mirror.py'], 1337, 'mirror'),
     (['config/ablate/no_pointer.py', '--seed=2'], 2, 'ablate/no_pointer_s2'),
-    ([path_of('config/ablate/state_16.py')], 1337, 'ablate/state_16'),
     (['config/mod.py', 'own.py'], 1337, 'own'),
+    (['my_config/deep/own.py'], 1337, 'own'),
     ([], 1337, 'mirror_mod'),
     (['--lr=1'], 3, 'mirror_mod_s3'),
 ])
-def test_the_folder_of_a_run_is_named_after_its_config(argv, seed, name, monkeypatch):
+def test_the_folder_of_a_run_is_named_after_its_config(argv, seed, name, tmp_path, monkeypatch):
+    paths = [path_of(a) if a.startswith('config') else a for a in argv]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *paths])
+    assert run_name('mirror_mod', seed) == name
+    if paths == argv:
+        return
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
     assert run_name('mirror_mod', seed) == name
 
