@@ -343,8 +343,8 @@ def test_names_of_splits(name, splits):
     ('5%3', ['mirror', 'bracket', 'mod'], 'mod'),
     ('ABC', ['mod', 'mirror', 'reverse'], "'ABC' could belong to mirror or reverse; name its "
                                           "task, such as --task=mirror"),
-    ('A(5', ['mirror', 'bracket', 'mod'], "'A(5' is of none of mirror, bracket, mod; name its "
-                                          "task, such as --task=mirror"),
+    ('A(5', ['mirror', 'bracket', 'mod'], "'A(5' belongs to none of mirror, bracket, mod; name "
+                                          "its task, such as --task=mirror"),
 ])
 def test_whose_question_it_is(text, names, says):
     if says in TASKS:
