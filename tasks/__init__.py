@@ -23,7 +23,7 @@ TRAIN, VAL = 70, 10  # per cent of all questions; the other 20 are for the tests
 
 
 def hash100(q):
-    """Symbols (B, N) -> 0 to 99 for each row, which depends on its symbols alone, not on rests or
+    """Symbols (B, N) -> 0 to 99 for each row, which depends on its symbols alone, not on pauses or
     padding"""
     def mix(h):
         for _ in range(2):  # once would leave it to a few low digits

@@ -78,7 +78,7 @@ def few(q):
 
 
 def next_line(q):
-    """Rows (B, N) -> the next line of working (B, N). Pairs that meet, with rests between them at
+    """Rows (B, N) -> the next line of working (B, N). Pairs that meet, with pauses between at
     most, fall silent. The verdict sounds in the slot of the first bracket and stays as it is."""
     N = q.shape[1]
     at = torch.arange(N, device=q.device)
