@@ -23,7 +23,7 @@ def encode(text):
 
 
 def decode(row):
-    """A row of symbol numbers -> text. Silence is skipped; a sound that is no symbol becomes '?'."""
+    """A row of symbol numbers -> text without its silences; '?' is a sound that is no symbol."""
     text = ''
     for i in map(int, row):
         if i >= 0:

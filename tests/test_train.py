@@ -150,10 +150,16 @@ def test_a_run_does_not_pass_off_an_earlier_one(tmp_path, capsys):
 
 # --- what is trained on ---
 
-def test_difficulty_can_rise_with_time(tmp_path):
-    flags = [*ALL_TASKS, '--max_iters=8', '--eval_interval=4', '--eval_samples=1', '--think=1']
-    assert train_here(*flags, '--curriculum=linear', f'--out_dir={tmp_path}') == 0
-    assert [level['mod'] for level in log_of(tmp_path, 'level')] == [2 * 3 / 8, 1]
+def test_fixed_shares_of_tasks_and_a_difficulty_that_rises_with_time(tmp_path):
+    flags = [*ALL_TASKS, '--max_iters=30', '--eval_interval=15', '--log_interval=1', '--think=1',
+             '--batch_size=2', '--eval_samples=1', '--mix=1,0,3', '--curriculum=linear']
+    assert train_here(*flags, f'--out_dir={tmp_path}') == 0
+    turns = log_of(tmp_path, 'task')
+    assert 0 < turns.count('mirror') < turns.count('mod')
+    assert turns.count('bracket') == 0
+    assert log_of(tmp_path, 'odds') == [{'mirror': 1, 'bracket': 0, 'mod': 3}] * 2
+    levels = [level['mod'] for level in log_of(tmp_path, 'level')]
+    assert levels == pytest.approx([2 * 14 / 30, 1])
 
 
 def test_tasks_are_drawn_by_what_is_wrong(tmp_path, monkeypatch):
@@ -238,7 +244,7 @@ def test_the_learning_rate(tmp_path):
 
 def test_two_processes_are_one(tmp_path):
     flags = [*UNTESTED, '--tasks=mirror,bracket,mod', '--aloud=mod', '--log_interval=1',
-             '--pauses=1,0,2', '--hide=0.5']
+             '--pauses=1,0,2', '--hide=0.5', '--mix=1']
     one, two = tmp_path / 'one', tmp_path / 'two'
     assert run_here('train.py', *flags, f'--out_dir={one}')[0] == 0
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
@@ -305,7 +311,7 @@ def train_quietly(*flags):
 def test_twenty_kills_change_nothing(tmp_path):
     processes = multiprocessing.get_context('forkserver')
     processes.set_forkserver_preload(['torch', 'tqdm', 'tests.test_train'])
-    flags = ['--eval_interval=2', '--eval_samples=1', '--log_interval=1', '--max_iters=60']
+    flags = ['--eval_interval=2', '--eval_samples=1', '--log_interval=1', '--max_iters=120']
     log, checkpoint = (tmp_path / 'killed' / name for name in ('log.jsonl', 'ckpt.pt'))
     rng = random.Random(0)
 
@@ -317,15 +323,23 @@ def test_twenty_kills_change_nothing(tmp_path):
         p.start()
         return p
 
-    for _ in range(20):
-        before = log.stat().st_size if checkpoint.exists() else 0
+    def trace(save_first):
+        """What changes when it trains, or when it has saved a checkpoint"""
+        if save_first:
+            return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        return log.stat().st_size if checkpoint.exists() else 0
+
+    for i in range(20):
+        save_first = i % 2 == 0  # or it might be killed before each first save, and get nowhere
+        before = trace(save_first)
         p = start('killed')
-        while p.is_alive() and (not log.exists() or log.stat().st_size <= before):
+        while p.is_alive() and trace(save_first) == before:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.15))  # it trains: at some moment of the next iterations
+        time.sleep(rng.uniform(0, 0.15))  # at some moment of the next iterations
         p.kill()
         p.join()
         assert p.exitcode == -signal.SIGKILL
+    assert 20 <= checkpoint_in(tmp_path / 'killed')['iter_num'] < 120
     for folder in ('killed', 'whole'):
         p = start(folder)
         p.join()
@@ -354,10 +368,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, code, tmp_path):
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert train_here('--max_iters=3', f'--out_dir={tmp_path}') == 0
-    before = (tmp_path / 'ckpt.pt').read_bytes()
+    before = {name: (tmp_path / name).read_bytes() for name in ('best.pt', 'ckpt.pt')}
 
     def limit():
-        most = len(before) // 2
+        most = len(before['ckpt.pt']) // 2
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     command = [sys.executable, path_of('train.py'), *UNTESTED, f'--out_dir={tmp_path}',
@@ -366,5 +380,6 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert p.returncode == 1, p.stdout + p.stderr
     assert 'cannot write' in p.stderr
     assert is_one_line(p.stderr)
-    assert (tmp_path / 'ckpt.pt').read_bytes() == before
+    for name, contents in before.items():
+        assert (tmp_path / name).read_bytes() == contents
     assert not list(tmp_path.glob('*.tmp'))
