@@ -106,8 +106,7 @@ for is_wrong, why in (
     (batch_size % world, f"batch_size must be a multiple of the {world} processes"),
     (hiding and batch_size // world % 2, "hide needs an even number of examples in each process"),
     (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
-    (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token}, the frames "
-                              "in a block of sound"),
+    (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token} frames"),
     (not w_frames + w_wave + w_stft + w_symbols, "with every loss turned off nothing is learned"),
     (c.ssd == 'mamba_ssm' and kernel_missing(), f"use ssd=auto: for mamba_ssm, {kernel_missing()}"),
 ):
@@ -156,7 +155,6 @@ groups = [{'params': matrices, 'weight_decay': weight_decay},
           {'params': others, 'weight_decay': 0.0}]
 lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
 optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
-
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 iter_num, best, seconds = 0, [-1.0, -1.0], 0.0
 wrong = {t: 1.0 for t in names}  # share of the validation questions
@@ -366,6 +364,7 @@ while iter_num < max_iters and not ended:
         bad = values.pop('in a row')
         if bad >= 5 or bad and iter_num >= max_iters:
             bar.close()
+            graphs.clear()  # or the connection between processes could not close
             fail(f"{int(skipped)} updates were no numbers and were skipped, the last {int(bad)} in "
                  "a row; try a lower learning_rate or dtype=float32, with --init_from=resume", 1)
 
@@ -379,7 +378,8 @@ while iter_num < max_iters and not ended:
 
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
-        exact = [validate(model, names, spoken, levels, eval_samples, seed + 1, device, think)]
+        exact = [None if rank else validate(model, names, spoken, levels, eval_samples, seed + 1,
+                                            device, think)]
         if world > 1:  # what follows from it must be the same everywhere
             dist.broadcast_object_list(exact)
         exact, = exact  # {task: (in distribution, out of it)}
@@ -410,7 +410,7 @@ bar.close()
 if ended:
     seconds += time.time() - clock
     save('ckpt.pt')
-graphs.clear()  # they hold gigabytes, and the connection between processes, which could not close
+graphs.clear()  # they hold gigabytes, and the connection between processes
 numbers = None
 torch.cuda.empty_cache()
 if world > 1:
