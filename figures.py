@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from configurator import bounds, choices, configure, fail, names_of, write_whole
+from files import read_wav
 from model import MiniJMamba, load_checkpoint
-from prepare import LOUDNESS, SAMPLE_RATE, make_batch, max_samples, play, play_text, read_wav
+from prepare import LOUDNESS, SAMPLE_RATE, make_batch, max_samples, play, play_text
 from score import evaluate, find_tones
 from tasks import TASKS, decode
 from tasks.bracket import depths

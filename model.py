@@ -27,6 +27,8 @@ from kernels import KERNEL_FROM, ShortMixer, kernel_missing, short_mixer_fits, s
 HOP = 160            # samples in a frame: 10 ms
 WIN_LENGTH = 400     # samples that a frame hears: 25 ms, at most 3 hops
 N_FFT = 512
+N_DEAF = 4           # bins that hear nothing: hum and DC, under 125 Hz
+N_AROUND = 16        # bins on either side by which noise is told from a tone
 N_BINS = 128         # spectral bins kept, 0 to 4 kHz: room for 36 symbols
 COMPRESS = 100.0     # c in log(1 + c |S|)
 EXPAND = 2           # width of a Mamba-2 layer inside, as a multiple of d_model
@@ -84,6 +86,7 @@ class Spectrum(nn.Module):
         k = torch.arange(N_BINS, dtype=torch.float64)
         angle = 2 * math.pi / N_FFT * n[:, None] * k
         basis = torch.cat([angle.cos(), -angle.sin()], 1) * window[:, None]  # (3 hop, 2F)
+        basis = basis * (k >= N_DEAF).repeat(2)
         gain = window.sum() / 2
         # The least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the
         # sum of squared windows. Every bin but the outermost has a mirror image.
@@ -92,6 +95,8 @@ class Spectrum(nn.Module):
         inverse = basis * gain * images / N_FFT / overlap
         self.register_buffer('analysis', (basis / gain).float(), persistent=False)
         self.register_buffer('synthesis', inverse.T.float(), persistent=False)
+        near = ((k - k[:, None]).abs() <= N_AROUND) & (k[:, None] >= N_DEAF)
+        self.register_buffer('near', (near / near.sum(0)).float(), persistent=False)
 
     def stft(self, wave, before=None):
         """(B, S), S a multiple of HOP, and what sounded before (B, 2 HOP) -> (B, S / HOP, 2, F)"""
@@ -116,13 +121,22 @@ class Spectrum(nn.Module):
     def exp(self, frames):
         return torch.expm1(frames.clamp(0, 12)) / COMPRESS
 
+    def noise(self, frames):
+        """Log magnitudes (..., F) -> what noise reaches in each bin: 4 times what is usual around
+        it, in the mean of the logarithms, which one tone changes little"""
+        return self.log(4 * self.exp(frames.float() @ self.near))
+
     def sounds(self, frames):
-        """Log magnitudes (..., F) -> (..., 1): 0 in silence, 1 from -24 dB of full scale on"""
-        return (frames.float().amax(-1, keepdim=True) - 1).clamp(0, 1)
+        """Log magnitudes (..., F) -> (..., 1): 0 in silence and noise, 1 from -24 dB of full scale
+        on, and in noise from twice what it reaches"""
+        over = frames - self.noise(frames).clamp(min=1)
+        return over.amax(-1, keepdim=True).clamp(0, 1)
 
     def squelch(self, frames):
-        """Log magnitudes (..., F) without frames under -35 dB and bins under -42 dB: no tones"""
-        return frames * ((self.sounds(frames) > 0) & (frames > 0.6))
+        """Log magnitudes (..., F) without frames and bins that are noise, frames under -35 dB and
+        bins under -42 dB: no tones"""
+        tonal = frames > self.noise(frames).clamp(min=0.6)
+        return frames * ((self.sounds(frames) > 0) & tonal)
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
@@ -477,7 +491,7 @@ class MiniJMamba(nn.Module):
         """(B, T, patch * F) -> (B, T, 1): how fast time passes, not at all in a pause"""
         if not self.config.freeze:
             return torch.ones_like(frames[..., :1])
-        return self.spectrum.sounds(frames)
+        return self.spectrum.sounds(frames.unflatten(-1, (self.config.patch, -1))).amax(-2)
 
     def encode(self, frames):
         """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t"""

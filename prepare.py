@@ -13,24 +13,17 @@ ask and answer is in tasks/.
 
 Letters: B examples   N slots   S samples
 """
-import io
 import json
 import math
 import os
-import re
-import struct
-import warnings
-from fractions import Fraction
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.io import wavfile
 
+from files import SAMPLE_RATE, fresh_folder, write_wav
 from tasks import REST, TASKS, decode, draw, encode, split_names
 
-SAMPLE_RATE = 16000
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
 JITTER = 0.1       # of tone and gap, either way
 DETUNE = 4.0       # Hz, either way
@@ -39,20 +32,21 @@ LOUDNESS = 0.65    # amplitude of a tone of middle loudness
 NOISE = 0.03       # standard deviation of the white noise in a question, at most
 LOWEST, SPACING = 400.0, 100.0  # Hz: the first symbol, and from each to the next
 BLOCK = 6400       # samples; batches are padded to whole blocks, a size that GPUs like
-RATES = (6500, 384000)  # sample rates of files that can hold these tones, lowest and highest
 
 
 # --- the synthesizer ---
 
 class Rhythm(NamedTuple):
     """How each slot is played, (B, N) each: start and length of its tone in seconds, hertz off
-    pitch, peak amplitude, phase in radians, and where its gap ends in seconds"""
+    pitch, peak amplitude, phase in radians, and where its gap ends in seconds. overtones (B, K) are
+    the amplitudes of the second harmonic, the third, ..., as shares of the first."""
     start: torch.Tensor
     length: torch.Tensor
     detune: torch.Tensor
     amplitude: torch.Tensor
     phase: torch.Tensor
     end: torch.Tensor
+    overtones: torch.Tensor
 
 
 def make_rhythm(n, slots, generator=None, device='cpu'):
@@ -68,6 +62,7 @@ def make_rhythm(n, slots, generator=None, device='cpu'):
         amplitude=0.5 + 0.3 * r[3],
         phase=2 * math.pi * r[4],
         end=end,
+        overtones=r.new_zeros(n, 0),
     )
 
 
@@ -117,7 +112,13 @@ def play(symbols, rhythm, n_samples):
     to_edge = torch.minimum(t, of_block(rhythm.length) - t)  # seconds to the tone's nearer end
     fade = torch.sin((to_edge / FADE).clamp(0, 1) * (math.pi / 2)).square()
     hertz = LOWEST + SPACING * symbols + rhythm.detune
-    wave = torch.sin(t * of_block(2 * math.pi * hertz) + of_block(rhythm.phase))
+    angle = t * of_block(2 * math.pi * hertz) + of_block(rhythm.phase)
+    wave = below = torch.sin(angle)
+    harmonic, twice_cos = 2 * torch.cos(angle) * below, 2 * torch.cos(angle)
+    for k in range(rhythm.overtones.shape[1]):
+        can_be = (k + 2) * hertz < SAMPLE_RATE / 2
+        wave = wave + of_block(rhythm.overtones[:, k:k + 1] * can_be) * harmonic
+        harmonic, below = twice_cos * harmonic - below, harmonic  # sin (k + 1)x from sin kx
     amplitude = of_block(rhythm.amplitude * (symbols >= 0))
     return (wave * fade * amplitude).flatten(1)[:, :n_samples]
 
@@ -144,6 +145,117 @@ def play_text(text, seed=0):
     return play(torch.tensor([encode(text)]), rhythm, n_samples)[0]
 
 
+# --- real sound: people's tempo, other instruments, rooms, noise ---
+
+TONE_RMS = LOUDNESS / math.sqrt(2)  # of a tone of middle loudness
+TEMPO = 0.6, 2.0    # durations, as multiples: of a fast player and of a slow one
+GAPS = 0.015, 0.5   # seconds
+OVERTONES = 4
+COLOURS = 8         # octaves of noise
+
+
+class Chance:
+    """Random numbers for each of n examples"""
+
+    def __init__(self, n, generator, device):
+        self.n, self.how = n, {'generator': generator, 'device': device}
+
+    def uniform(self, low, high, size=1):
+        return low + (high - low) * torch.rand(self.n, size, **self.how)
+
+    def log_uniform(self, low, high):
+        return torch.exp(self.uniform(math.log(low), math.log(high)))
+
+    def some(self, share):
+        """True for a share of the examples"""
+        return self.uniform(0, 1) < share
+
+
+def real_rhythm(rhythm, last, n_samples, chance):
+    """Play a rhythm as people and instruments would. In each respect many examples stay as they
+    are, and so does the timing of those that would not fit into n_samples up to slot `last` (B,).
+    """
+    slots = rhythm.start.shape[1]
+
+    # Tempo: the gaps and each symbol for itself, then all of it, as slow as there is room for.
+    each = 1 + chance.uniform(-0.25, 0.25, slots) * chance.some(0.3)
+    length = rhythm.length * each
+    gap = (rhythm.end - rhythm.start - rhythm.length) * each
+    gap = gap * torch.where(chance.some(0.3), chance.log_uniform(*GAPS) / GAP, 1.0)
+    lead = rhythm.start[:, :1]
+    needed = (length + gap).cumsum(1).gather(1, last[:, None])
+    tempo = torch.where(chance.some(0.6), chance.log_uniform(*TEMPO), 1.0)
+    tempo = tempo.minimum((n_samples / SAMPLE_RATE - lead) / needed)
+    fits = tempo >= TEMPO[0]
+    length = tempo * length
+    gap = tempo * gap
+    end = torch.where(fits, lead + (length + gap).cumsum(1), rhythm.end)
+    start = torch.where(fits, end - length - gap, rhythm.start)
+    length = torch.where(fits, length, rhythm.length)
+
+    # Pitch: the instrument is out of tune, or each tone is. Loudness, timbre.
+    tuned = chance.some(0.7)
+    detune = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-47, 47))
+    detune = detune + rhythm.detune * torch.where(tuned & chance.some(0.4), 5, 1)
+    decibels = chance.uniform(-6, 6, slots)
+    amplitude = torch.where(chance.some(0.4), LOUDNESS * 10 ** (decibels / 20), rhythm.amplitude)
+    amplitude = amplitude * 10 ** (chance.uniform(-0.5, 0) * chance.some(0.3))
+    order = torch.arange(2, 2 + OVERTONES, device=start.device)
+    overtones = chance.uniform(0, 1.1, OVERTONES) / order * chance.some(0.4)
+    return Rhythm(start, length, detune, amplitude, rhythm.phase, end, overtones)
+
+
+def coloured(white, each):
+    """White noise (B, S) -> a sum of octaves, (B, S), of which each has its amplitude in (B, K). In
+    an octave a number stays for twice as long as in the one above."""
+    at = torch.arange(white.shape[1], device=white.device)
+    return sum(each[:, k:k + 1] * white[:, at >> k] for k in range(each.shape[1]))
+
+
+def real_noise(n_samples, chance):
+    """Noise (n, n_samples), from none to 6 dB over the tones, white or falling off towards high
+    pitches, with a few clicks"""
+    each = chance.uniform(0, 1, COLOURS) * ~chance.some(0.4)
+    each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
+    each = each / each.square().sum(1, keepdim=True).sqrt()
+    decibels = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
+    white = torch.randn(chance.n, n_samples, **chance.how)
+    noise = coloured(white, each * TONE_RMS * 10 ** (-decibels / 20))
+    at = (n_samples * chance.uniform(0, 1, 6)).long().clamp(max=n_samples - 1)
+    return noise.scatter_add(1, at, chance.uniform(-1, 1, 6) * chance.some(0.15))
+
+
+class Room(NamedTuple):
+    """Echoes after each of K delays in samples (K,) and their gains (B, K); each repeats what the
+    ones before have left, which makes 2^K. tail (B, 1): the amplitude of all of them"""
+    delays: torch.Tensor
+    gains: torch.Tensor
+    tail: torch.Tensor
+
+
+def draw_room(chance):
+    """Decaying rooms: 60 dB down after 0.05 to 1 s, and 0 to 30 dB under the direct sound"""
+    device = chance.how['device']
+    delays = 0.002 * 2 ** torch.arange(9, device=device)  # seconds; all examples share them
+    delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
+    gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.0))
+    energy = (1 + gains.square()).prod(1, keepdim=True) - 1
+    tail = 10 ** (-chance.uniform(0, 30) / 20) * energy.rsqrt()
+    signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
+    return Room((delays * SAMPLE_RATE).long(), gains * signs, tail)
+
+
+def reverberate(waves, room):
+    """Waveforms (B, S) as they are heard in a room"""
+    at = torch.arange(waves.shape[1], device=waves.device)
+    wet = waves
+    for k in range(len(room.delays)):
+        before = at - room.delays[k]
+        echo = wet.index_select(1, before.clamp(min=0)) * (before >= 0)
+        wet = wet + room.gains[:, k:k + 1] * echo
+    return waves + room.tail * (wet - waves)
+
+
 # --- batches ---
 
 class Batch(NamedTuple):
@@ -157,7 +269,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
-               **override):
+               sound='clean', **override):
     """n examples of a split, or part of them, rendered. The generator lives on `device`, except
     for the splits that must be the same anywhere: give those a CPU generator and move the batch.
     shuffled=True gives every question another's answer."""
@@ -167,8 +279,6 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         wanted = wanted[torch.rand(n, generator=generator, device=device).argsort()]
     rhythm = make_rhythm(n, slots, generator, device)
     n_samples = max_samples(slots)
-    level = NOISE * torch.rand(n, 1, generator=generator, device=device)
-    noise = level * torch.randn(n, n_samples, generator=generator, device=device)
 
     # The window ends with the last slot that sounds in question or answer. In training, silence
     # may follow, as in a recording and in a line of working whose end is used up.
@@ -178,9 +288,17 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         share = torch.rand(n, generator=generator, device=last.device) ** 3
         last += (share * (slots - last)).long()
 
+    chance = Chance(n, generator, device)
+    if sound == 'real':
+        rhythm = real_rhythm(rhythm, last, n_samples, chance)
+        room = draw_room(chance)
+        noise = real_noise(n_samples, chance)[part]
+    else:
+        level = chance.uniform(0, NOISE)
+        noise = (level * torch.randn(n, n_samples, generator=generator, device=device))[part]
+
     asked = asked[part]
     wanted = wanted[part]
-    noise = noise[part]
     last = last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
     end = (rhythm.end * SAMPLE_RATE).round().long()
@@ -188,14 +306,29 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     new = asked != wanted
     changed = torch.where(new, end, 0).amax(1)
 
+    question = play(asked, rhythm, n_samples)
+    repeated = play(torch.where(new, REST, wanted), rhythm, n_samples)
+    if sound == 'real':  # half of the examples are in rooms
+        half = len(question) // 2
+        room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])
+        inside = reverberate(torch.cat([question[:half], repeated[:half]]), room)
+        question = torch.cat([inside[:half], question[half:]])
+        repeated = torch.cat([inside[half:], repeated[half:]])
+        # What echoes into the slot of something new is not repeated.
+        block = SAMPLE_RATE // 100
+        slot = slot_at(rhythm.start, n_samples // block, 0.01, 0.01).clamp(min=0)
+        kept = ~new.gather(1, slot)
+        repeated = repeated.unflatten(1, (-1, block)) * kept[:, :, None]
+        repeated = repeated.flatten(1)
+
     # What is played anew, not repeated, is played plainly: on pitch and of middle loudness.
     plain = rhythm._replace(
-        detune=torch.where(new, 0, rhythm.detune),
-        amplitude=torch.where(new, LOUDNESS, rhythm.amplitude),
+        detune=torch.zeros_like(rhythm.detune),
+        amplitude=torch.full_like(rhythm.amplitude, LOUDNESS),
+        overtones=rhythm.overtones[:, :0],
     )
-    question = play(asked, rhythm, n_samples) + noise
-    answer = play(wanted, plain, n_samples)
-    return Batch(question, answer, lengths, changed, asked, wanted, rhythm)
+    answer = repeated + play(torch.where(new, wanted, REST), plain, n_samples)
+    return Batch(question + noise, answer, lengths, changed, asked, wanted, rhythm)
 
 
 class Hiding(NamedTuple):
@@ -295,106 +428,6 @@ CONTROLS = {
     'longer': longer,
     'shorter': shorter,
 }
-
-
-# --- WAV files ---
-
-def fresh_folder(folder, pattern):
-    """Make a folder, or remove the files whose whole name fits the pattern: those of an earlier,
-    perhaps larger set"""
-    os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):
-        if re.fullmatch(pattern, name):
-            os.remove(os.path.join(folder, name))
-
-
-def write_wav(path, wave):
-    """(samples,) in -1..1 -> 16-bit PCM"""
-    wave = np.asarray(wave, dtype=np.float64)
-    wavfile.write(path, SAMPLE_RATE, (wave.clip(-1, 1) * 32767).round().astype(np.int16))
-
-
-def read_wav(path, name=None):
-    """A WAV file, by its path or open for reading (8, 16, 24, 32-bit PCM or float, any channels,
-    any rate from 6.5 kHz) -> (samples,) float32 at 16 kHz, the mean of its channels. ValueError
-    says what is wrong with the file."""
-    name = name or path
-    try:
-        with warnings.catch_warnings():
-            kind = wavfile.WavFileWarning
-            warnings.filterwarnings('ignore', category=kind)
-            warnings.filterwarnings('error', message='.*EOF.*', category=kind)
-            rate, x = wavfile.read(path)
-    except FileNotFoundError:
-        raise ValueError(f"{name}: there is no such file") from None
-    except OSError as e:
-        raise ValueError(f"{name}: cannot be read: {e.strerror or e}") from None
-    except Exception:  # scipy raises a dozen kinds on a broken header
-        raise ValueError(f"{name}: not a whole WAV file of PCM or float samples") from None
-    if x.size == 0:
-        raise ValueError(f"{name}: the WAV file has no samples")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"{name}: a sample rate of {rate} Hz cannot hold these tones; it must be "
-                         f"{RATES[0]:,} to {RATES[1]:,} Hz")
-
-    full_scale = {'u': 128, 'i': 2.0 ** (8 * x.dtype.itemsize - 1), 'f': 1}[x.dtype.kind]
-    middle = 128 if x.dtype.kind == 'u' else 0
-    x = (x.astype(np.float64) - middle) / full_scale
-    if not (np.abs(x) < 1e9).all():
-        raise ValueError(f"{name}: the WAV file has samples that are no sound: not numbers, or "
-                         "huge")
-    x = x.reshape(len(x), -1).mean(1)
-    x /= max(1.0, np.abs(x).max())  # floats that were never scaled to -1..1
-    if rate != SAMPLE_RATE:
-        from scipy.signal import resample_poly  # half a second to import, and seldom needed
-        # Odd rates come out a millionth off pitch; exact ones would need a huge filter.
-        ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)
-        x = resample_poly(x, ratio.numerator, ratio.denominator)
-    return torch.from_numpy(x.astype(np.float32))
-
-
-def read_wav_until_silence(file, name='standard input', silence=0.4):
-    """A WAV from a pipe -> (samples,) as soon as a sound has been followed by so many seconds of
-    silence, or at its end. What its header says of its length, which a recorder cannot know,
-    does not matter."""
-    # The header: chunks up to the one that holds the samples.
-    form, chunk = b'', file.read(12)
-    if chunk[:4] + chunk[8:] != b'RIFFWAVE':
-        raise ValueError(f"{name}: not a WAV file")
-    while (chunk := file.read(8))[:4] != b'data':
-        size = int.from_bytes(chunk[4:], 'little')
-        if len(chunk) < 8 or size > 2 ** 16:
-            raise ValueError(f"{name}: not a whole WAV file of PCM or float samples")
-        content = file.read(size + size % 2)
-        if chunk[:4] == b'fmt ':
-            form = content
-    rate = int.from_bytes(form[4:8], 'little')
-    frame = int.from_bytes(form[12:14], 'little')  # bytes of all channels at one moment
-    if not RATES[0] <= rate <= RATES[1] or not frame:
-        raise ValueError(f"{name}: its header names no rate or size of samples that are audio")
-
-    def wave_of(data):
-        """Bytes of samples -> (samples,), by way of a WAV file with a true header"""
-        head = struct.pack('<8sI', b'WAVEfmt ', len(form)) + form
-        head += struct.pack('<4sI', b'data', len(data))
-        whole = struct.pack('<4sI', b'RIFF', len(head) + len(data)) + head + data
-        return read_wav(io.BytesIO(whole), name)
-
-    # The samples, 50 ms at a time.
-    data, loudest, quiet = b'', 0.0, 0.0
-    while quiet < silence:
-        block = file.read(rate // 20 * frame)
-        block = block[:len(block) // frame * frame]
-        if not block:
-            break
-        data += block
-        level = float(wave_of(block).square().mean().sqrt())
-        loudest = max(loudest, level)
-        if loudest > 0.003 and level < 0.1 * loudest:
-            quiet += len(block) / frame / rate
-        else:
-            quiet = 0.0
-    return wave_of(data)
 
 
 if __name__ == '__main__':

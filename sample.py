@@ -26,17 +26,9 @@ from configurator import (
     write_whole,
 )
 from figures import spectrogram
+from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
 from model import load_checkpoint
-from prepare import (
-    LOUDNESS,
-    SAMPLE_RATE,
-    fresh_folder,
-    play_text,
-    read_wav,
-    read_wav_until_silence,
-    split_batches,
-    write_wav,
-)
+from prepare import LOUDNESS, SAMPLE_RATE, play_text, split_batches
 from score import find_tones, transcribe
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import converse
@@ -49,7 +41,7 @@ task = ''               # which task is asked, if a question in symbols could be
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split, such as ood_length
 sample_dir = ''         # where to write; '' is out_dir/samples
-think = 16              # passes at most when a task is worked out aloud
+think = 64              # passes at most when a task is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
 device = 'auto'         # auto, cpu, cuda
 configure(globals())

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import configurator
+import files
 import prepare
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
 from model import load_checkpoint
@@ -34,7 +35,7 @@ from think import converse, reply
 WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
 N_FFT = 512              # of a frame
 LONGEST = 2048           # samples of a tone that its pitch is measured in
-TOLERANCE = 35.0         # Hz off a tone that still count as it; tones are 100 Hz apart
+TOLERANCE = 46.0         # Hz off a tone that still count as it; tones are 100 Hz apart
 UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
 
 
@@ -115,9 +116,17 @@ def find_tones(waves, shortest=4):
     own = distance <= (2 * LONGEST // n).clamp(min=6)  # the peak of a short tone is wider
     inside = (power * own).sum(1) / power.sum(1).clamp(min=1e-20)
     highest = power.amax(1).clamp(min=1e-20)
-    second = (power * ~own).amax(1) / highest
-    symbol = ((hertz - LOWEST) / SPACING).round().clamp(0, UNKNOWN - 1).long()
-    error = (hertz - LOWEST - SPACING * symbol).abs()
+    bins = torch.arange(power.shape[1], device=k.device)
+    overtone = (bins % k[:, None]).minimum(-bins % k[:, None]) <= 12
+    second = (power * ~(own | overtone)).amax(1) / highest
+    # A whole recording may be off pitch: the mean, on a circle, of what each tone is off.
+    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
+    mean = torch.zeros(2, len(waves), device=k.device)
+    mean.index_add_(1, clip, torch.stack([angle.cos(), angle.sin()]))
+    off = SPACING / (2 * math.pi) * torch.atan2(mean[1], mean[0])[clip]
+    tuned = hertz - off - LOWEST
+    symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
+    error = (tuned - SPACING * symbol).abs()
     clear = (error <= TOLERANCE) & (second < 0.16) & (inside > 0.25)
     return Tones(
         clip=clip,
@@ -296,7 +305,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
 
 
 @torch.compiler.set_stance('force_eager')  # other shapes than in training: not worth compiling
-def validate(model, tasks, aloud, levels, n, seed, device, think):
+def validate(model, tasks, aloud, levels, n, seed, device, think, sound):
     """Exact match on n validation questions of each task, of the difficulty reached and out of
     distribution -> {task: (val, val_ood)}"""
     model.eval()
@@ -305,9 +314,10 @@ def validate(model, tasks, aloud, levels, n, seed, device, think):
     found = {}
     for task in tasks:
         passes = think if task in aloud else 1
-        near = evaluate(model, task, 'val', n, seed, device, passes,
+        near = evaluate(model, task, 'val', n, seed, device, passes, sound=sound,
                         **taken(task, level=float(levels[task])))
-        far = evaluate(model, task, 'val_ood', n, seed, device, passes, **taken(task, level=1.0))
+        far = evaluate(model, task, 'val_ood', n, seed, device, passes, sound=sound,
+                       **taken(task, level=1.0))
         found[task] = near['exact_match'], far['exact_match']
     torch.backends.cuda.matmul.allow_tf32 = fast
     model.train()
@@ -317,11 +327,11 @@ def validate(model, tasks, aloud, levels, n, seed, device, think):
 def write_errors(mistakes, folder, name):
     """Write mistakes to folder/name.jsonl, the sounds of the first ones to folder/name/, and print
     what kinds there are"""
-    prepare.fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
+    files.fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
     for i, m in enumerate(mistakes):
         for kind, sound in zip(('question', 'answer'), m.pop('sounds', ()), strict=False):
             m[kind] = f'{name}/{i:03d}_{kind}.wav'
-            prepare.write_wav(os.path.join(folder, m[kind]), sound)
+            files.write_wav(os.path.join(folder, m[kind]), sound)
     path = os.path.join(folder, name + '.jsonl')
     with open(path, 'w') as f:
         f.writelines(json.dumps(m) + '\n' for m in mistakes)
@@ -362,7 +372,7 @@ def print_row(task, split, r, verbose):
 
 def hear_file(path, verbose, named):
     """Print what is played in a WAV file"""
-    wave = prepare.read_wav(path)
+    wave = files.read_wav(path)
     tones = find_tones(wave[None])
     text = decode(tones.symbol)
     note = ''

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import configurator
+import files
 import prepare
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from kernels import capture, compile_parts, kernel_missing
@@ -50,9 +51,10 @@ curriculum = 'none'      # adaptive (harder once validation passes promote), lin
 promote = 0.9            # exact match, of validation questions of the difficulty reached
 pauses = '0'             # silent slots put into a training question, at most: for all tasks or each
 mixed_symbols = 0.0      # mirror: share of symbols drawn from those of all tasks, not from letters
+sound = 'clean'          # or real: other tempos and instruments, rooms, noise (see prepare.py)
 aloud = ''               # tasks in which each line of working answers the last; others at once
 hide = 0.0               # share of the examples in which copies can only be pointed at: see Hiding
-think = 16               # aloud: passes at most when it is asked
+think = 64               # aloud: passes at most when it is asked
 shuffled = False         # a control: every question gets another's answer
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
@@ -90,7 +92,8 @@ pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
-choices(config, curriculum=('adaptive', 'linear', 'none'), init_from=('scratch', 'resume'),
+choices(config, sound=('clean', 'real'), curriculum=('adaptive', 'linear', 'none'),
+        init_from=('scratch', 'resume'),
         dtype=('auto', 'float32', 'bfloat16'), ssd=('auto', 'torch', 'mamba_ssm'))
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
@@ -139,7 +142,7 @@ try:
     else:
         model = MiniJMamba(c).to(device)
         if not rank:  # what an earlier run left must not pass for this one's
-            prepare.fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
+            files.fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
     log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
 except ValueError as e:
@@ -243,13 +246,12 @@ def losses(frames, logits, so_far_logits, batch, hidden, task):
 
 def examples(task):
     """For each forward of an update: batch, frames that may be generated, Hiding or None"""
-    wishes = taken(task, level=levels[task], aloud=task in spoken, pairs=task in hiding,
-                   mixed_symbols=mixed_symbols)
+    wishes = taken(task, level=levels[task], pairs=task in hiding, mixed_symbols=mixed_symbols)
     # All processes draw every batch alike, and each takes its part.
     part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     for _ in range(gradient_accumulation_steps):
         batch = prepare.make_batch(task, 'train', batch_size, generator, device, part, shuffled,
-                           pauses=pauses_of[task], **wishes)
+                                   sound, aloud=task in spoken, pauses=pauses_of[task], **wishes)
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
             hop = c.token // c.patch
@@ -291,7 +293,8 @@ def step(task, made):
 
 if compile:
     compile_parts(model, (Mamba2, SelfAttention, CrossAttention))
-    prepare.play = torch.compile(prepare.play, dynamic=False)
+    for part in ('play', 'reverberate', 'coloured'):
+        setattr(prepare, part, torch.compile(getattr(prepare, part), dynamic=False))
     losses = torch.compile(losses, dynamic=False)
 graphs = {}
 
@@ -379,7 +382,7 @@ while iter_num < max_iters and not ended:
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
         exact = [None if rank else validate(model, names, spoken, levels, eval_samples, seed + 1,
-                                            device, think)]
+                                            device, think, sound)]
         if world > 1:  # what follows from it must be the same everywhere
             dist.broadcast_object_list(exact)
         exact, = exact  # {task: (in distribution, out of it)}

@@ -1,7 +1,7 @@
 # Remainders, worked out aloud: one line of working a pass. Minutes on an H100-class GPU.
 tasks = 'mod'
 aloud = 'mod'
-pauses = '8'
+pauses = '7'
 hide = 0.75
 batch_size = 256
 learning_rate = 3e-3

@@ -1,7 +1,8 @@
 # One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
-pauses = '0,24,8'
+pauses = '0,24,7'
+sound = 'real'
 hide = 0.75
 mixed_symbols = 0.4
 mix_floor = 0.03

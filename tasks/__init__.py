@@ -37,14 +37,13 @@ def hash100(q):
     return mix(each.sum(1) % 2147483647) % 100
 
 
-def bucket_of(q):
+def bucket_of(task, q):
     """Symbols (B, N) -> 0 for train, 1 for val, 2 for test, (B,). Questions too few to hold out are
     all for training."""
     h = hash100(q)
     bucket = (h >= TRAIN).long() + (h >= TRAIN + VAL).long()
-    for task in TASKS.values():
-        if task.few:
-            bucket = torch.where(task.few(q), 0, bucket)
+    if TASKS[task].few:
+        bucket = torch.where(TASKS[task].few(q), 0, bucket)
     return bucket
 
 
@@ -62,32 +61,40 @@ def insert_pauses(rows, pauses, generator):
     return [row.new_full((n, N + pauses), REST).scatter(1, slot, row) for row in rows]
 
 
-def draw(task, split, n, generator=None, device='cpu', pauses=0, **override):
-    """n questions and answers of a split as symbols, (n, N) each, REST where a slot is silent"""
-    task = TASKS[task]
-    spec = {**task.splits[split], **override}
+def draw(task, split, n, generator=None, device='cpu', pauses=0, aloud=False, **override):
+    """n questions of a split and their answers, or with aloud=True lines of working and the next
+    lines, as symbols, (n, N) each, REST where a slot is silent"""
+    t = TASKS[task]
+    wishes = {**t.splits[split], **override, **taken(task, aloud=aloud)}
     if split == 'train' or split.startswith('seen'):
         bucket = 0
     else:
         bucket = 1 if split == 'val' else 2
     far = split.startswith(('ood', 'val_ood'))  # training cannot draw these: none is held out
-    paired = task.paired or spec.get('pairs')
+    paired = t.paired or wishes.get('pairs')
 
-    # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too few
-    # of them fit has a probability of under 1e-20 for training, and is seen in the fixed splits.
-    if bucket == 0 or far:
-        pool = (8 if paired else 2) * n + 512
+    def as_wanted(n):
+        q, fits = t.draw(n, generator, device, **wishes)
+        if not far:
+            fits = fits & (bucket_of(task, q) == bucket)
+        if paired:
+            fits = fits.view(-1, 2).all(1).repeat_interleave(2)
+        return q, fits
+
+    if split == 'train':
+        # Far more than are needed are drawn at once (no loop that would make a GPU wait): that too
+        # few of them fit has a probability of under 1e-20.
+        q, fits = as_wanted((8 if paired else 2) * n + 512)
+        q = q[(~fits).long().argsort(stable=True)[:n]]
     else:
-        pool = 600 * n + 4000
-    q, a, as_asked = task.draw(pool, generator, device, **spec)
-    if not far:
-        as_asked = as_asked & (bucket_of(q) == bucket)
-    if paired:
-        as_asked = as_asked.view(-1, 2).all(1).repeat_interleave(2)
-    order = (~as_asked).long().argsort(stable=True)[:n]
-    if bucket and not bool(as_asked[order].all()):
-        raise RuntimeError(f"too few {task.name} questions were drawn for {split}")
-    q, a = q[order], a[order]
+        found = []
+        while sum(map(len, found)) < n:
+            q, fits = as_wanted(40 * n)
+            found.append(q[fits])
+            if len(found) > 200:
+                raise RuntimeError(f"too few {task} questions are drawn for {split}")
+        q = torch.cat(found)[:n]
+    a = t.next_line(q) if aloud else t.answer(q)
     if pauses:
         q, a = insert_pauses([q, a], pauses, generator)
     return q, a

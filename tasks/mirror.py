@@ -35,7 +35,11 @@ def draw(n, generator, device, low=3, high=10, unseen=False, mixed_symbols=0.0, 
         replaced = (rand(n, high) < 0.3) | one_place()
         q = torch.where(replaced, torch.where(rand(n, high) < 0.5, K, L), q)
     q = torch.where(at < length[:, None], q, REST)
-    return q, q, torch.ones(n, dtype=torch.bool, device=device)
+    return q, torch.ones(n, dtype=torch.bool, device=device)
+
+
+def answer(q):
+    return q
 
 
 def solve(text):
@@ -47,6 +51,7 @@ task = Task(
     symbols=LETTERS,
     example='ABCA',
     draw=draw,
+    answer=answer,
     solve=solve,
     hides=True,
     splits={

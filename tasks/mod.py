@@ -3,25 +3,32 @@ Remainders, from the left: A % B % C ... The answer ends where the question ends
 
     1 7 % 5  ->  . . . 2
 
-Aloud, a line of working replaces the shortest leading part of A that is >= B by its remainder, or
-drops % B if there is none. What is used up falls silent, the rest stays where it was:
+Aloud, a line of working takes B up to MOST times from the shortest leading part of A that is >= B,
+or drops % B if there is none. What is used up falls silent, the rest stays where it was:
 
     9 8 7 % 6 5 % 7
     3 3 7 % 6 5 % 7
+    1 4 2 % 6 5 % 7
     . 1 2 % 6 5 % 7
     . . . . 1 2 % 7
     . . . . . 5 % 7
     . . . . . . . 5
 
 A remainder 0 is silent, unless it is the answer:  1 4 % 7  ->  . . % 7  ->  . . . 0
+Without a divisor, or with 0 for one, there is no answer, and X says so:  7 % 0  ->  . . X
+A number alone is its own answer.
 """
 import torch
 import torch.nn.functional as F
 
 from tasks.task import REST, Task, encode, randint
 
-ZERO, PERCENT = encode('0%')
-LARGEST_B = 99
+ZERO, PERCENT, NONE = encode('0%X')
+LABELS = 99   # remainders under it are labels for what a question comes to so far
+MOST = 3      # times that one line of working takes B away
+BARE_DIGITS = 8  # digits of a number alone in training, at most
+# Kinds of training questions, the others being plain. silent: an A that has gone, in working aloud.
+SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.08, 'silent': 0.06}
 
 
 # --- in text ---
@@ -38,9 +45,13 @@ def working(text):
     lines = [text]
     while '%' in lines[-1]:
         a, b, *rest = lines[-1].split('%')
+        if not int(b or 0):
+            return [*lines, 'X']
         k = leading(a, b)
         if k:  # leading zeros fall silent, all of A if there is nothing else
-            a = (str(int(a[:k]) % int(b)) + a[k:]).lstrip('0')
+            lead, divisor = int(a[:k]), int(b)
+            left = lead - min(lead // divisor, MOST) * divisor
+            a = (str(left) + a[k:]).lstrip('0')
             rest = [b, *rest]
         elif a:
             a = str(int(a))
@@ -51,10 +62,7 @@ def working(text):
 
 
 def solve(text):
-    numbers = text.split('%')
-    if not all(number and set(number) <= set('0123456789') for number in numbers):
-        raise ValueError
-    if 0 in map(int, numbers[1:]):
+    if set(text) - set('0123456789%'):
         raise ValueError
     return working(text)[-1]
 
@@ -63,148 +71,247 @@ def hard(line):
     if '%' not in line:
         return {}
     a, b = line.split('%')[:2]
-    lead, divisor = int(a[:leading(a, b)] or 0), int(b)
+    divisor = int(b or 0)
+    if not divisor:
+        return {}
+    lead = int(a[:leading(a, b)] or 0)
     quotient = lead // divisor
     return {
         'digits': len(a),
+        'divisor digits': len(b),
         'quotient': quotient,
         'A < B': int(a or 0) < divisor,
-        'borrow': lead % 10 < quotient * divisor % 10,
+        'borrow': lead % 10 < min(quotient, MOST) * divisor % 10,
     }
+
+
+def ignore_the_rest(text):
+    return working('%'.join(text.split('%')[:2]))[-1]
+
+
+def only_the_last(text):
+    numbers = text.split('%')
+    return working('%'.join([numbers[0], *numbers[1:][-1:]]))[-1]
 
 
 # --- in rows of slots ---
 
+def number(q, mask):
+    """The number that the digits of rows (B, N) under a mask spell -> (B, 1), and the power of ten
+    that each slot's digit counts (B, N), for up to 18 digits"""
+    behind = mask.flip(1).cumsum(1).flip(1) - mask.long()
+    power = 10 ** behind.clamp(max=18)
+    return torch.where(mask, (q - ZERO) * power, 0).sum(1, keepdim=True), power
+
+
+def digits_of(x, power):
+    """Numbers (B, 1) -> their digits at these powers of ten as symbols (B, N), REST in front of the
+    first, and everywhere for 0"""
+    return torch.where(x >= power, x // power % 10 + ZERO, REST)
+
+
+def parts(q):
+    """Rows (B, N) -> which slots hold digits, and how many % there have been at each"""
+    return (q >= ZERO) & (q < PERCENT), (q == PERCENT).cumsum(1)
+
+
+def no_answer(q):
+    """X in the last slot that sounds"""
+    at = torch.arange(q.shape[1], device=q.device)
+    last = torch.where(q == REST, -1, at).amax(1, keepdim=True)
+    return torch.where(at == last, NONE, REST)
+
+
+def next_line(q):
+    """Rows (B, N) -> the next line of working (B, N); what is finished stays as it is"""
+    digit, n_percent = parts(q)
+    in_a = digit & (n_percent == 0)
+    in_b = digit & (n_percent == 1)
+    a, a_power = number(q, in_a)
+    b, b_power = number(q, in_b)
+
+    # Divide the shortest leading part that is >= B.
+    fits = in_a & (a // a_power >= b)
+    power = torch.where(fits, a_power, 0).amax(1, keepdim=True)  # 0 if none is
+    times = (a // power.clamp(min=1) // b.clamp(min=1)).clamp(max=MOST)
+    left = a - times * b * power
+    divided = torch.where(in_a, digits_of(left, a_power), q)
+
+    # Or write A, which is then no longer than B, in the place of B.
+    last = n_percent[:, -1:]
+    sounds = in_a.any(1, keepdim=True) | (last == 1)
+    zero = torch.where((a == 0) & sounds & (b_power == 1), ZERO, digits_of(a, b_power))
+    dropped = torch.where(n_percent > 1, q, REST)
+    dropped = torch.where(in_b, zero, dropped)
+
+    line = torch.where(power > 0, divided, dropped)
+    line = torch.where(b == 0, no_answer(q), line)
+    return torch.where(last == 0, q, line)
+
+
+def answer(q):
+    """Rows (B, N) -> answers (B, N), at once; A may have any number of digits"""
+    digit, n_percent = parts(q)
+    b, power = number(q, digit & (n_percent == 1))
+    left = torch.zeros_like(b)
+    for i in range(q.shape[1]):
+        now = slice(i, i + 1)
+        longer = (10 * left + q[:, now] - ZERO) % b.clamp(min=1)
+        left = torch.where((digit & (n_percent == 0))[:, now], longer, left)
+    none = b == 0
+    end = power
+    for k in range(2, q.shape[1] // 2 + 2):
+        asked = n_percent[:, -1:] >= k
+        b, power = number(q, digit & (n_percent == k))
+        left = torch.where(asked & (b > 0), left % b.clamp(min=1), left)
+        none = none | asked & (b == 0)
+        end = torch.where(asked, power, end)
+    last = n_percent == n_percent[:, -1:]
+    shown = torch.where((left == 0) & (end == 1), ZERO, digits_of(left, end))
+    shown = torch.where(digit & last, shown, REST)
+    shown = torch.where(none, no_answer(q), shown)
+    return torch.where(n_percent[:, -1:] == 0, q, shown)
+
+
 def so_far(q):
-    """The remainder if the question ended with this symbol, -1 before the first divisor"""
+    """The remainder if the question ended with this symbol; -1 before the first divisor, if there
+    is none, and from LABELS on"""
     number = torch.zeros_like(q[:, 0])
     remainder = number
     left = number - 1
+    none = number > 0
     found = []
     for c in q.unbind(1):
         is_percent = c == PERCENT
+        none = none | is_percent & (left >= 0) & (number == 0)
         left = torch.where(is_percent, torch.where(left < 0, number, remainder), left)
         longer = torch.where(c < 0, number, 10 * number + c - ZERO)
         number = torch.where(is_percent, 0, longer)
         remainder = left % number.clamp(min=1)
-        found.append(torch.where((left < 0) | (number == 0), -1, remainder))
+        known = (left >= 0) & (number > 0) & ~none & (remainder < LABELS)
+        found.append(torch.where(known, remainder, -1))
     return torch.stack(found, 1)
 
 
 def few(q):
-    """Numbers without a %, the last lines of working, are all trained on."""
-    digits = (q >= ZERO) & (q < PERCENT)
-    return digits.any(1) & ~(q == PERCENT).any(1)
+    """Questions of up to three symbols are too few to hold out: all are trained on."""
+    return (q != REST).sum(1) <= 3
 
 
-def leads(x, width):
-    """Numbers (...) of at most `width` digits -> the leading parts of each, (..., width): all but
-    the last width - 1 digits, ..., all but the last, all; and the powers of ten that divide them
-    off, (width,)"""
-    powers = 10 ** torch.arange(width - 1, -1, -1, device=x.device)
-    return x[..., None] // powers, powers
+def n_digits(x, most):
+    """Numbers (...) of at most so many digits -> how many each has"""
+    return 1 + (x[..., None] >= 10 ** torch.arange(1, most, device=x.device)).sum(-1)
 
 
-def n_digits(x, width):
-    return (leads(x, width)[0] > 0).sum(-1).clamp(min=1)
+def chain(n, k, high, generator, device):
+    """Numbers a (n,) up to `high` and k divisors of each (n, k), made from the end: no divisor is
+    larger than what is left for it, so that every step really divides."""
+    def largest(i):
+        return 999 // 2 ** i  # those in front of it must be larger
+
+    one = torch.ones(n, device=device, dtype=torch.long)
+    left = randint(0 * one, (largest(k - 1) - 1) * one, generator)
+    divisors = []
+    for i in reversed(range(k)):
+        ends = left + 1, largest(i) * one
+        divisor = randint(*ends, generator).minimum(randint(*ends, generator))
+        most = largest(i - 1) - 1 if i else high
+        times = randint(one, ((most - left) // divisor).clamp(min=1), generator)
+        left = left + times * divisor
+        divisors.insert(0, divisor)
+    return left, torch.stack(divisors, 1)
 
 
-def write(x, width):
-    """Numbers (...) -> their digits as symbols (..., width), REST in front of the first"""
-    lead, powers = leads(x, width)
-    return torch.where((lead > 0) | (powers == 1), lead % 10 + ZERO, REST)
+def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), steps=(1, 2),
+         quotient=None, aloud=False, pairs=False, level=1.0):
+    """A % B % C ...: how many digits A has, how many each divisor, and how many there are, (lowest,
+    highest). quotient=(lowest, highest) is A // B of the first step.
 
+    kind: plain; zeros (in front of numbers); bare (a number alone); no_answer; equal (A = B);
+    divides (every step really does); mixed, as in training. aloud=True asks lines of working, too,
+    in which A may have gone silent. pairs=True: two rows each go on with the same divisors."""
+    def full(x, *shape):
+        return torch.full((n, *shape), x, device=device)
 
-def draw(n, generator, device, digits=None, high=999, steps=(1, 2), quotient=None, equal=False,
-         aloud=False, pairs=False, level=1.0):
-    """A % B % C ... with A of so many digits, or up to `high`. quotient=(lowest, highest) is A // B
-    of the first step. equal=True: A = B.
+    def between(low, high, *shape):
+        low = full(low, *shape)
+        return randint(low, low + level * (high - low), generator)
 
-    aloud=True asks a random line of the working, and the answer is the next line. pairs=True: two
-    rows each go on with the same divisors, and lines that only drop a divisor are drawn half as
-    often."""
-    def full(x):
-        return torch.full((n,), x, device=device)
-
-    # The numbers: a (n,), its divisors b (n, k), of which n_ops (n,) are used.
+    # What kind of question each is, the same for both rows of a pair
     k = steps[-1]
-    first = torch.arange(n, device=device)  # of a pair
+    longest = max(digits[-1], BARE_DIGITS) if kind == 'mixed' else digits[-1]
+    first = torch.arange(n, device=device)
     if pairs:
         first = first - first % 2
-    ones = torch.ones(n, k, device=device, dtype=torch.long)
-    largest = LARGEST_B * 10.0 ** (level - ones.float())
-    b = randint(ones, largest, generator)[first]
-    as_asked = torch.ones(n, dtype=torch.bool, device=device)
-    if equal:
-        a = b[:, 0].clone()
+    drawn = torch.rand(n, generator=generator, device=device)[first]
+    is_kind, above = {}, 0.0
+    for name, share in SHARES.items():
+        is_kind[name] = full(kind == name)
+        if kind == 'mixed':
+            is_kind[name] = (drawn >= above) & (drawn < above + share)
+        above += share
+
+    # Numbers: a_length (n,) digits of a (n, W), and divisors b (n, k), of which n_ops are used
+    n_ops = torch.where(is_kind['bare'], 0, between(*steps)[first])
+    used = torch.arange(k, device=device) < n_ops[:, None]
+    b_length = between(*divisors, k)
+    b = randint(10 ** (b_length - 1), 10 ** b_length - 1, generator)[first]
+    as_asked = full(True)
+    a = None
+    if kind == 'divides':
+        a, b = chain(n, k, 10 ** longest - 1, generator, device)
+    elif kind == 'equal':
+        a = b[:, 0]
     elif quotient:
         low, most = quotient
-        divisor = b[:, 0]
-        largest = high // divisor
-        a = randint(full(low), full(most).minimum(largest), generator) * divisor
-        a = a + randint(full(0), divisor - 1, generator)
-        as_asked = (low <= largest) & (a <= high)
-    elif digits:
-        a = randint(full(10 ** (digits - 1)), full(10 ** digits - 1), generator)
+        largest = (10 ** longest - 1) // b[:, 0]
+        as_asked = largest >= low
+        a = randint(full(low), largest.clamp(max=most), generator) * b[:, 0]
+        a = a + randint(0 * a, b[:, 0] - 1, generator)
+    place = torch.arange(longest - 1, -1, -1, device=device)  # of ten
+    if a is None:
+        a_length = between(*digits).maximum(between(*digits))  # as longer ones take more lines
+        if kind == 'mixed':
+            a_length = torch.where(is_kind['bare'], between(1, longest), a_length)
+        a = torch.randint(10, (n, longest), generator=generator, device=device)
+        first_digit = torch.randint(1, 10, (n, 1), generator=generator, device=device)
+        leads = (place > 0) & (place == a_length[:, None] - 1)
+        a = torch.where(leads, first_digit, a)
     else:
-        largest = high * 100.0 ** (level - full(1.0))
-        a = randint(full(0), largest, generator)
-    fewest = full(steps[0])
-    n_ops = randint(fewest, fewest + level * (k - steps[0]), generator)[first]
-    used = torch.arange(k, device=device) < n_ops[:, None]  # (n, k)
+        a_length = n_digits(a, longest)
+        a = a[:, None] // 10 ** place % 10
+    b_length = n_digits(b, divisors[-1])
+
+    # No answer: one of the divisors is 0, or is missing.
+    which = randint(0 * n_ops, n_ops - 1, generator)[first]
+    spoilt = torch.where(is_kind['no_answer'], which, -1)[:, None] == torch.arange(k, device=device)
+    b = torch.where(spoilt, 0, b)
+    b_length = torch.where(spoilt, between(0, 1)[first][:, None], b_length)
+    # Zeros in front, and an A that has gone silent
+    has_zeros = is_kind['zeros'] | is_kind['no_answer']
+    a_zeros = torch.where(is_kind['zeros'], between(0, 2), 0)
+    b_zeros = torch.where(has_zeros[:, None] & used, between(0, 1, k)[first], 0)
+    if kind == 'zeros':
+        as_asked = a_zeros + b_zeros.sum(1) > 0
+    if aloud:
+        a_length = torch.where(is_kind['silent'], 0, a_length)
 
     # Lay the symbols out in slots: write all that there could be, then close the gaps.
-    width = digits or len(str(high))
-    divisors = F.pad(write(b, 2), (1, 0), value=PERCENT)
-    divisors = torch.where(used[:, :, None], divisors, REST)
-    q = torch.cat([write(a, width), divisors.flatten(1)], 1)
+    def spell(digits, length, zeros):
+        """Digits (..., W), how many count and zeros in front of these -> symbols, REST before"""
+        place = torch.arange(digits.shape[-1] - 1, -1, -1, device=device)
+        length, zeros = length[..., None], zeros[..., None]
+        symbols = torch.where(place < length, digits + ZERO, ZERO)
+        return torch.where(place < length + zeros, symbols, REST)
+
+    b_place = torch.arange(divisors[-1], -1, -1, device=device)
+    b = spell(b[..., None] // 10 ** b_place % 10, b_length, b_zeros)
+    b = torch.where(used[:, :, None], F.pad(b, (1, 0), value=PERCENT), REST)
+    q = torch.cat([spell(F.pad(a, (2, 0)), a_length, a_zeros), b.flatten(1)], 1)
+    slots = max(longest, digits[-1] + k * (1 + divisors[-1]))
+    as_asked = as_asked & ((q != REST).sum(1) <= slots)
     q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
-    lengths = torch.cat([n_digits(a, width)[:, None], (1 + n_digits(b, 2)) * used], 1)
-    ends = lengths.cumsum(1) - 1  # the last slot of each number, (n, k + 1)
-    slots = torch.arange(q.shape[1], device=device)
-    asked_zero = a == 0
-
-    def line(a, done):
-        """What is written when `done` of the divisors are used up and `a` is left, its last digit
-        where theirs was. An `a` that has become 0 is silent until it is the answer: what a leading
-        part becomes must not depend on what comes behind it."""
-        place = ends.gather(1, done[:, None]) - slots  # of ten, counted from the last digit
-        digit = a[:, None] // 10 ** place.clamp(0, 12) % 10 + ZERO
-        sounds = (a > 0) | asked_zero | (done == n_ops)
-        length = torch.where(sounds, n_digits(a, width), 0)[:, None]
-        number = torch.where(place < length, digit, REST)
-        return torch.where(place < 0, q, number)
-
-    def step(a, done):
-        """The shortest leading part of `a` that is >= B becomes its remainder; if there is none,
-        B is used up."""
-        unfinished = done < n_ops
-        divisor = b.gather(1, done.clamp(max=k - 1)[:, None])
-        lead, powers = leads(a, width)
-        fits = (lead >= divisor) & unfinished[:, None]
-        power = torch.where(fits, powers, 0).amax(1)  # of the shortest one; 0 if there is none
-        divisor = divisor[:, 0]
-        lead = a // power.clamp(min=1)
-        drops = unfinished & (a < divisor)
-        return a - (lead - lead % divisor) * power, done + drops.long()
-
-    if not aloud:
-        for i in range(k):
-            a = torch.where(used[:, i], a % b[:, i], a)
-        return q, line(a, n_ops), as_asked
-
-    done = torch.zeros_like(n_ops)
-    start = randint(full(0), 2 * n_ops - 1, generator)  # lines to skip
-    for i in range(2 * k - 1):
-        next_a, next_done = step(a, done)
-        a = torch.where(i < start, next_a, a)
-        done = torch.where(i < start, next_done, done)
-    next_a, next_done = step(a, done)
-    if pairs:
-        drops = (next_a == a) & (a > 0) & (done < n_ops)
-        half = torch.rand(n, generator=generator, device=device)[first] < 1 / 2
-        as_asked = as_asked & (done == done[first]) & (~drops | half)
-    return line(a, done), line(next_a, next_done), as_asked
+    return q[:, :slots], as_asked
 
 
 task = Task(
@@ -213,33 +320,52 @@ task = Task(
     example='987%65%7',
     draw=draw,
     solve=solve,
+    answer=answer,
     working=working,
+    next_line=next_line,
     few=few,
     hides=True,
     so_far=so_far,
-    n_so_far=LARGEST_B,
+    n_so_far=LABELS,
     hard=hard,
+    shortcuts={'A % B, ignore the rest': ignore_the_rest, 'A % the last': only_the_last},
     splits={
-        'train': {},
+        'train': dict(kind='mixed'),
         'val': {},
-        'val_ood': dict(digits=6, steps=(1, 4)),
+        'val_ood': dict(digits=(7, 7), steps=(1, 4)),
         'iid': {},
-        'ood_digits_4': dict(digits=4),
-        'ood_digits_5': dict(digits=5),
-        'ood_compose_3': dict(steps=(3, 3)),
-        'ood_compose_5': dict(steps=(5, 5)),
+        'bare': dict(kind='bare', digits=(4, 12)),
+        'leading_zeros': dict(kind='zeros'),
+        'no_answer': dict(kind='no_answer'),
+        'ood_digits_6': dict(digits=(6, 6)),
+        'ood_digits_8': dict(digits=(8, 8)),
+        'ood_digits_12': dict(digits=(12, 12)),
+        'ood_digits_20': dict(digits=(20, 20)),
+        'ood_divisor': dict(digits=(5, 6), divisors=(4, 4), steps=(1, 1)),
+        'compose_2': dict(kind='divides', steps=(2, 2)),
+        'compose_3': dict(kind='divides', steps=(3, 3)),
+        'compose_5': dict(kind='divides', steps=(5, 5)),
+        'compose_8': dict(kind='divides', steps=(8, 8)),
         'quotient_0': dict(steps=(1, 1), quotient=(0, 0)),
         'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
         'quotient_4_9': dict(steps=(1, 1), quotient=(4, 9)),
-        'quotient_10': dict(steps=(1, 1), quotient=(10, 999)),
-        'equal': dict(steps=(1, 1), equal=True),
+        'quotient_10': dict(steps=(1, 1), quotient=(10, 9999)),
+        'equal': dict(steps=(1, 1), kind='equal'),
     },
     said={
         'iid': 'one or two %',
-        'ood_digits_4': 'A of 4 digits',
-        'ood_digits_5': 'A of 5 digits',
-        'ood_compose_3': 'three %',
-        'ood_compose_5': 'five %',
+        'bare': 'a number alone',
+        'leading_zeros': 'leading zeros',
+        'no_answer': 'no answer',
+        'ood_digits_6': 'A of 6 digits',
+        'ood_digits_8': 'A of 8 digits',
+        'ood_digits_12': 'A of 12 digits',
+        'ood_digits_20': 'A of 20 digits',
+        'ood_divisor': 'B of 4 digits',
+        'compose_2': 'two steps, both divide',
+        'compose_3': 'three that divide',
+        'compose_5': 'five that divide',
+        'compose_8': 'eight that divide',
         'quotient_0': 'A < B',
         'quotient_1_3': 'quotient 1 to 3',
         'quotient_4_9': 'quotient 4 to 9',

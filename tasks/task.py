@@ -40,17 +40,19 @@ def randint(low, high, generator):
 class Task(NamedTuple):
     """All that is particular to one task.
 
-    draw(n, generator, device, **split) -> questions (n, N), answers (n, N) and which of them are as
-    asked (n,). train.py also gives it those of these that it has as parameters: level (0 to 1, how
-    far the difficulty of training has risen), aloud, pairs and mixed_symbols (see train.py).
+    draw(n, generator, device, **split) -> questions (n, N) and which of them are as asked (n,).
+    train.py also gives it those of these that it has as parameters: level (0 to 1, how far the
+    difficulty of training has risen), aloud, pairs and mixed_symbols (see train.py).
     """
     name: str
     symbols: str              # a typed question belongs to the task in whose symbols it is written
     example: str
     draw: Callable
     splits: dict              # name -> arguments of draw: train, val, val_ood, iid, ...
+    answer: Callable          # (B, N) -> (B, N), at once
     solve: Callable           # text -> text; ValueError if it is no question of this task
     working: Callable = None  # text -> lines of working, if the task can be worked out aloud
+    next_line: Callable = None  # (B, N) -> (B, N), one line of working
     paired: bool = False      # draw gives pairs of rows, which are kept or dropped together
     few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
     hides: bool = False       # most of an answer is copied, and can be hidden (prepare.py: Hiding)
@@ -58,4 +60,5 @@ class Task(NamedTuple):
     n_so_far: int = 0         # how many such labels there are
     so_far_aloud: bool = False  # the labels are taught when it is worked out aloud, too
     hard: Callable = None     # a question or line in text -> dict of what is hard about it
+    shortcuts: dict = {}      # what a sceptic would try -> text -> text
     said: dict = {}           # splits in words, for pictures
