@@ -3,18 +3,18 @@ Remainders, from the left: A % B % C ... The answer ends where the question ends
 
     1 7 % 5  ->  . . . 2
 
-Aloud, a line of working takes B up to MOST times from the shortest leading part of A that is >= B,
-or drops % B if there is none. What is used up falls silent, the rest stays where it was:
+Aloud, a line of working takes B away from the shortest leading part of A that is >= B, or drops % B
+if there is none. What is used up falls silent, the rest stays where it was:
 
-    9 8 7 % 6 5 % 7
-    3 3 7 % 6 5 % 7
-    1 4 2 % 6 5 % 7
-    . 1 2 % 6 5 % 7
-    . . . . 1 2 % 7
-    . . . . . 5 % 7
-    . . . . . . . 5
+    9 8 7 % 3 2 5 % 7
+    6 6 2 % 3 2 5 % 7
+    3 3 7 % 3 2 5 % 7
+    . 1 2 % 3 2 5 % 7
+    . . . . . 1 2 % 7
+    . . . . . . 5 % 7
+    . . . . . . . . 5
 
-A remainder 0 is silent, unless it is the answer:  1 4 % 7  ->  . . % 7  ->  . . . 0
+A remainder 0 is silent, unless it is the answer:  7 % 7  ->  . % 7  ->  . . 0
 Without a divisor, or with 0 for one, there is no answer, and X says so:  7 % 0  ->  . . X
 A number alone is its own answer.
 """
@@ -25,7 +25,6 @@ from tasks.task import REST, Task, encode, randint
 
 ZERO, PERCENT, NONE = encode('0%X')
 LABELS = 99   # remainders under it are labels for what a question comes to so far
-MOST = 3      # times that one line of working takes B away
 BARE_DIGITS = 8  # digits of a number alone in training, at most
 # Kinds of training questions, the others being plain. silent: an A that has gone, in working aloud.
 SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.08, 'silent': 0.06}
@@ -49,9 +48,7 @@ def working(text):
             return [*lines, 'X']
         k = leading(a, b)
         if k:  # leading zeros fall silent, all of A if there is nothing else
-            lead, divisor = int(a[:k]), int(b)
-            left = lead - min(lead // divisor, MOST) * divisor
-            a = (str(left) + a[k:]).lstrip('0')
+            a = (str(int(a[:k]) - int(b)) + a[k:]).lstrip('0')
             rest = [b, *rest]
         elif a:
             a = str(int(a))
@@ -75,13 +72,17 @@ def hard(line):
     if not divisor:
         return {}
     lead = int(a[:leading(a, b)] or 0)
-    quotient = lead // divisor
+    borrows, carry = 0, 0
+    for place in range(len(b)):
+        power = 10 ** place
+        carry = lead // power % 10 < divisor // power % 10 + carry
+        borrows += carry
     return {
         'digits': len(a),
         'divisor digits': len(b),
-        'quotient': quotient,
+        'quotient': lead // divisor,
         'A < B': int(a or 0) < divisor,
-        'borrow': lead % 10 < min(quotient, MOST) * divisor % 10,
+        'borrows': borrows,
     }
 
 
@@ -130,12 +131,10 @@ def next_line(q):
     a, a_power = number(q, in_a)
     b, b_power = number(q, in_b)
 
-    # Divide the shortest leading part that is >= B.
+    # Take B away from the shortest leading part that is >= B.
     fits = in_a & (a // a_power >= b)
     power = torch.where(fits, a_power, 0).amax(1, keepdim=True)  # 0 if none is
-    times = (a // power.clamp(min=1) // b.clamp(min=1)).clamp(max=MOST)
-    left = a - times * b * power
-    divided = torch.where(in_a, digits_of(left, a_power), q)
+    less = torch.where(in_a, digits_of(a - b * power, a_power), q)
 
     # Or write A, which is then no longer than B, in the place of B.
     last = n_percent[:, -1:]
@@ -144,7 +143,7 @@ def next_line(q):
     dropped = torch.where(n_percent > 1, q, REST)
     dropped = torch.where(in_b, zero, dropped)
 
-    line = torch.where(power > 0, divided, dropped)
+    line = torch.where(power > 0, less, dropped)
     line = torch.where(b == 0, no_answer(q), line)
     return torch.where(last == 0, q, line)
 
