@@ -95,7 +95,8 @@ class Spectrum(nn.Module):
         inverse = basis * gain * images / N_FFT / overlap
         self.register_buffer('analysis', (basis / gain).float(), persistent=False)
         self.register_buffer('synthesis', inverse.T.float(), persistent=False)
-        near = ((k - k[:, None]).abs() <= N_AROUND) & (k[:, None] >= N_DEAF)
+        # As many bins on either side, or noise that falls off would pass for low tones.
+        near = (k - k[:, None]).abs() <= (k - N_DEAF).clamp(0, N_AROUND)
         self.register_buffer('near', (near / near.sum(0)).float(), persistent=False)
 
     def stft(self, wave, before=None):

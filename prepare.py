@@ -256,6 +256,15 @@ def reverberate(waves, room):
     return waves + room.tail * (wet - waves)
 
 
+def repeats_at(asked, wanted, rhythm, n, interval):
+    """Does a tone of the question that is one of the answer, too, sound between interval * i and
+    interval * (i + 1), for i < n? -> (B, n) bool"""
+    slot = slot_at(rhythm.start, n, interval, interval).clamp(min=0)
+    ends = (rhythm.start + rhythm.length).gather(1, slot)
+    sounds = torch.arange(n, device=slot.device) * interval < ends
+    return sounds & ((asked == wanted) & (asked != REST)).gather(1, slot)
+
+
 # --- batches ---
 
 class Batch(NamedTuple):
@@ -314,10 +323,9 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         inside = reverberate(torch.cat([question[:half], repeated[:half]]), room)
         question = torch.cat([inside[:half], question[half:]])
         repeated = torch.cat([inside[half:], repeated[half:]])
-        # What echoes into the slot of something new is not repeated.
+        # What echoes into a gap, or into the slot of something new, is not repeated.
         block = SAMPLE_RATE // 100
-        slot = slot_at(rhythm.start, n_samples // block, 0.01, 0.01).clamp(min=0)
-        kept = ~new.gather(1, slot)
+        kept = repeats_at(asked, wanted, rhythm, n_samples // block, 0.01)
         repeated = repeated.unflatten(1, (-1, block)) * kept[:, :, None]
         repeated = repeated.flatten(1)
 
@@ -358,13 +366,6 @@ def hide_from(batch, share, n, part, config, generator):
     visible = torch.arange(T, device=device) < until[:, None] // config.token
     example = torch.arange(len(visible), device=device)
     return Hiding(torch.where(visible.all(1), example, example ^ 1), visible, noise)
-
-
-def changed_at(batch, n, interval):
-    """Does what sounds from interval * i to interval * (i + 1) belong to a slot in which the answer
-    is not the question, for i < n? -> (B, n) bool"""
-    slot = slot_at(batch.rhythm.start, n, interval, interval).clamp(min=0)
-    return (batch.asked != batch.wanted).gather(1, slot)
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):

@@ -34,8 +34,16 @@ from think import converse, reply
 
 WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
 N_FFT = 512              # of a frame
+DEAF = 4                 # bins of a frame that are not listened to: hum and DC, under 125 Hz
+AROUND = 20              # bins on either side by which noise is told from a tone
+OVER_NOISE = 7.5         # dB of a tone over the noise around it, at least
+QUIET = 16.0             # dB under the loudest that a tone may be
+DIP = 7.0                # dB between two equal tones that follow each other
+STEADY = 20.0            # dB over the noise under which three frames are needed to hear a dip
 LONGEST = 2048           # samples of a tone that its pitch is measured in
 TOLERANCE = 46.0         # Hz off a tone that still count as it; tones are 100 Hz apart
+HIGHEST_OTHER = 0.3      # power of another peak over that of the tone
+LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its overtones
 UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
 
 
@@ -55,40 +63,65 @@ def power_of(waves):
     return torch.view_as_real(torch.fft.rfft(waves)).square().sum(-1)
 
 
+def decibels(power):
+    return 10 * torch.log10(power.clamp(min=1e-30))
+
+
+def noise_around(power, reach):
+    """Power (..., F) -> the geometric mean of the bins within `reach`, which one tone changes
+    little; of fewer at low pitches, as many on either side, as noise may fall off"""
+    bins = torch.arange(power.shape[-1], device=power.device)
+    near = (bins - bins[:, None]).abs() <= (bins - reach // 5).clamp(0, reach)
+    near = near.float()
+    return (power.clamp(min=1e-10).log() @ (near / near.sum(0).clamp(min=1))).exp()
+
+
+def starts_of(on, moved):
+    """Frames (B, T) where sound starts, or where another tone follows without a gap"""
+    return on & (~F.pad(on[:, :-1], (1, 0)) | moved)
+
+
 def find_runs(waves, shortest):
     """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
     (M,) each"""
     window = torch.hann_window(WINDOW, device=waves.device)
     frames = waves.unfold(1, WINDOW, HOP) * window
-    power = power_of(F.pad(frames, (0, N_FFT - WINDOW)))  # (B, T, 257)
-    power[..., :4] = 0  # hum and DC, under 125 Hz
-    peak, at = power.max(-1)
-    near = (at[..., None] + torch.arange(-3, 4, device=at.device)).clamp(0, N_FFT // 2)
-    share = power.gather(-1, near).sum(-1) / (power.sum(-1) + 1e-12)
-    tonal = peak.sqrt() * (2 / window.sum()) * (share > 0.2)
-    on = (tonal > 0.32 * tonal.amax(1, keepdim=True)) & (tonal > 1e-3)
-    on = on | (F.pad(on, (1, -1)) & F.pad(on, (-1, 1)))  # close holes of one frame
-    on = F.pad(on, (1, 1))
+    power = power_of(F.pad(frames, (0, N_FFT - WINDOW))) * (2 / window.sum()) ** 2  # (B, T, 257)
+    power[..., :DEAF] = 0
+    # Over three frames noise varies less than a tone does.
+    smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
+    peak, at = smooth.max(-1)
+    level = decibels(peak)
+    noise = decibels(noise_around(smooth, AROUND).gather(-1, at[..., None])[..., 0])
+    loudest = level.amax(1, keepdim=True)
+    on = (level > -60) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
+    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
 
-    # A run starts where sound starts, or where another tone follows without a gap.
-    nearest = ((at * (SAMPLE_RATE / N_FFT) - LOWEST) / SPACING).round()
-    moved = F.pad(nearest[:, 1:] != nearest[:, :-1], (2, 1))
-    starts = on & (~F.pad(on, (1, -1)) | moved)
-    ends = on & (~F.pad(on, (-1, 1)) | F.pad(moved, (-1, 1)))
+    # The same tone again: the level dips, and rises as high as before, or is as high again.
+    briefly = decibels(power.gather(-1, at[..., None])[..., 0])
+    steady = loudest - noise.median(1, keepdim=True).values < STEADY
+    level = torch.where(steady, level, level.minimum(briefly))
+    level = torch.where(on, level, -300.0)
+    run = 1000.0 * starts_of(on, moved).cumsum(1)  # keeps the maxima of each run apart
+    before = (level + run).cummax(1).values - run
+    after = (level - run).flip(1).cummax(1).values.flip(1) + run
+    on = on & (before.minimum(after) - level < DIP)
+
+    starts = starts_of(on, moved)
+    ends = starts_of(on.flip(1), F.pad(moved[:, 1:], (0, 1)).flip(1)).flip(1)
     clip, first = starts.nonzero(as_tuple=True)
     last = ends.nonzero(as_tuple=True)[1]
     keep = last - first >= shortest - 1
-    return clip[keep], first[keep] - 1, last[keep] - 1
+    return clip[keep], first[keep], last[keep]
 
 
 def find_tones(waves, shortest=4):
     """Waveforms (B, S) at 16 kHz -> Tones.
 
-    A tone is a run of at least `shortest` frames, 2 or more, whose energy lies mostly in one peak
-    that is not 10 dB under the clip's loudest and stays near one tone. Its pitch is the FFT peak of
-    the whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is
-    near, if a second peak is nearly as high, or if less than a quarter of its energy is in the
-    peak."""
+    A tone is a run of at least `shortest` frames, 2 or more, with a peak over the noise around it,
+    not 16 dB under the clip's loudest, that stays where it is. Its pitch is the FFT peak of the
+    whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is near,
+    if a second peak, other than an overtone, is nearly as high, or if the peak is lost in noise."""
     waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
     clip, first, last = find_runs(waves, shortest)
     if not len(clip):
@@ -104,37 +137,40 @@ def find_tones(waves, shortest=4):
     sound = waves.flatten()[middle[:, None] + i.minimum(n - 1)]
     taper = torch.sin(math.pi * (i + 0.5) / n).square() * (i < n)
     power = power_of(sound * taper)
-    power[:, :16] = 0
+    power[:, :DEAF * LONGEST // N_FFT] = 0
     k = power[:, 1:-1].argmax(1) + 1
     log = power.clamp(min=1e-20).log()
     left, top, right = (log.gather(1, (k + j)[:, None])[:, 0] for j in (-1, 0, 1))
     shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
     hertz = (k + shift) * (SAMPLE_RATE / LONGEST)
 
-    # Is it one steady tone, and which?
-    distance = (torch.arange(power.shape[1], device=k.device) - k[:, None]).abs()
-    own = distance <= (2 * LONGEST // n).clamp(min=6)  # the peak of a short tone is wider
-    inside = (power * own).sum(1) / power.sum(1).clamp(min=1e-20)
-    highest = power.amax(1).clamp(min=1e-20)
+    # Is it one steady tone? Its own peak is wider if it is short; its overtones are lower.
     bins = torch.arange(power.shape[1], device=k.device)
-    overtone = (bins % k[:, None]).minimum(-bins % k[:, None]) <= 12
-    second = (power * ~(own | overtone)).amax(1) / highest
-    # A whole recording may be off pitch: the mean, on a circle, of what each tone is off.
+    wide = (2 * LONGEST // n).clamp(min=6)
+    k = k[:, None]
+    own = (bins - k).abs() <= wide
+    overtone = (bins % k).minimum(-bins % k) <= wide
+    highest = power.amax(1).clamp(min=1e-20)
+    others = power * ~own * torch.where(overtone, HIGHEST_OTHER, 1)
+    second = others.amax(1) / highest
+    inside = (power * (own | overtone)).sum(1) / power.sum(1).clamp(min=1e-20)
+
+    # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
     angle = 2 * math.pi / SPACING * (hertz - LOWEST)
     mean = torch.zeros(2, len(waves), device=k.device)
     mean.index_add_(1, clip, torch.stack([angle.cos(), angle.sin()]))
     off = SPACING / (2 * math.pi) * torch.atan2(mean[1], mean[0])[clip]
-    tuned = hertz - off - LOWEST
+    tuned = hertz - LOWEST - off
     symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
     error = (tuned - SPACING * symbol).abs()
-    clear = (error <= TOLERANCE) & (second < 0.16) & (inside > 0.25)
+    clear = (error <= TOLERANCE) & (second < HIGHEST_OTHER) & (inside > LEAST_INSIDE)
     return Tones(
         clip=clip,
         symbol=torch.where(clear, symbol, UNKNOWN),
         start=(begin - WINDOW // 2).clamp(min=0) / SAMPLE_RATE,
         length=length / SAMPLE_RATE,
         hertz=hertz,
-        level=10 * torch.log10(highest) + 20 * torch.log10(2 / taper.sum(1)),
+        level=decibels(highest) + 20 * torch.log10(2 / taper.sum(1)),
     )
 
 

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prepare import play_text, read_wav, write_wav
+from files import read_wav, write_wav
+from prepare import play_text
 from score import transcribe
 from tasks import TASKS
 from tests.helpers import TRAIN, is_png, output, path_of, refusal, rows_of, run, run_here

@@ -256,7 +256,8 @@ def examples(task):
         if c.pointer:  # what is repeated is not to be learned by heart
             hop = c.token // c.patch
             n_frames = batch.question.shape[1] // hop
-            may_generate = prepare.changed_at(batch, n_frames, hop / prepare.SAMPLE_RATE)
+            may_generate = ~prepare.repeats_at(batch.asked, batch.wanted, batch.rhythm, n_frames,
+                                               hop / prepare.SAMPLE_RATE)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden

@@ -17,8 +17,11 @@ from tasks.task import REST, Task, encode
 OPEN, CLOSE, VALID, INVALID = encode('()VX')
 # How unbalanced strings fail, and their shares in training. The first three are as long as the
 # balanced ones.
-SHARES = {'shuffled': 0.2, 'swapped': 0.3, 'flipped': 0.1, 'extra': 0.2, 'far': 0.1, 'runs': 0.1}
-SAME_LENGTH = 0.6
+SHARES = {
+    'shuffled': 0.25, 'swapped': 0.35, 'flipped': 0.05, 'extra': 0.15, 'far': 0.1, 'runs': 0.1,
+}
+SAME_LENGTH = 0.65
+NESTED = 0.1     # share of the balanced ones that are as deep as they can be
 KEEP_ENDS = 0.9  # share of those with ( in front and ) at the end
 
 
@@ -168,12 +171,14 @@ def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False, alou
     catalan = torch.exp(log_catalan) / (pairs + 1)
     known = pairs <= 5 + level * (high // 2 - 5)
     weight = catalan if uniform else pairs.float().square()
-    share = (weight * known).cumsum(0)
-    drawn = torch.searchsorted(share / share[-1], rand(n // 2)).clamp(max=len(pairs) - 1)
+    below = (weight * known).cumsum(0)
+    drawn = torch.searchsorted(below / below[-1], rand(n // 2)).clamp(max=len(pairs) - 1)
     half = pairs[drawn].repeat_interleave(2)[:, None]  # (n, 1)
     slots = high + 1
     at = torch.arange(slots, device=device)
-    right = at < half if kind == 'runs' else balanced(half, slots, generator)
+    share = NESTED if kind == 'mixed' else float(kind == 'runs')
+    nested = rand(n // 2, 1).repeat_interleave(2, 0) < share
+    right = torch.where(nested, at < half, balanced(half, slots, generator))
 
     # Unbalanced strings. Most keep their ends, as either would give them away.
     inside = at < 2 * half

@@ -26,8 +26,8 @@ from tasks.task import REST, Task, encode, randint
 ZERO, PERCENT, NONE = encode('0%X')
 LABELS = 99   # remainders under it are labels for what a question comes to so far
 BARE_DIGITS = 8  # digits of a number alone in training, at most
-# Kinds of training questions, the others being plain. silent: an A that has gone, in working aloud.
-SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.08, 'silent': 0.06}
+SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.1}  # of the training questions
+SILENT = 0.06    # share of the lines of working whose A has gone
 
 
 # --- in text ---
@@ -221,10 +221,10 @@ def chain(n, k, high, generator, device):
     return left, torch.stack(divisors, 1)
 
 
-def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), steps=(1, 2),
-         quotient=None, aloud=False, pairs=False, level=1.0):
+def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), steps=(1, 2),
+         quotient=None, most=12, aloud=False, pairs=False, level=1.0):
     """A % B % C ...: how many digits A has, how many each divisor, and how many there are, (lowest,
-    highest). quotient=(lowest, highest) is A // B of the first step.
+    highest), in `most` symbols at most. quotient=(lowest, highest) is A // B of the first step.
 
     kind: plain; zeros (in front of numbers); bare (a number alone); no_answer; equal (A = B);
     divides (every step really does); mixed, as in training. aloud=True asks lines of working, too,
@@ -251,7 +251,8 @@ def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), ste
         above += share
 
     # Numbers: a_length (n,) digits of a (n, W), and divisors b (n, k), of which n_ops are used
-    n_ops = torch.where(is_kind['bare'], 0, between(*steps)[first])
+    n_ops = randint(full(steps[0]), full(k), generator)[first]
+    n_ops = torch.where(is_kind['bare'], 0, n_ops)
     used = torch.arange(k, device=device) < n_ops[:, None]
     b_length = between(*divisors, k)
     b = randint(10 ** (b_length - 1), 10 ** b_length - 1, generator)[first]
@@ -262,10 +263,10 @@ def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), ste
     elif kind == 'equal':
         a = b[:, 0]
     elif quotient:
-        low, most = quotient
+        low, high = quotient
         largest = (10 ** longest - 1) // b[:, 0]
         as_asked = largest >= low
-        a = randint(full(low), largest.clamp(max=most), generator) * b[:, 0]
+        a = randint(full(low), largest.clamp(max=high), generator) * b[:, 0]
         a = a + randint(0 * a, b[:, 0] - 1, generator)
     place = torch.arange(longest - 1, -1, -1, device=device)  # of ten
     if a is None:
@@ -293,7 +294,8 @@ def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), ste
     if kind == 'zeros':
         as_asked = a_zeros + b_zeros.sum(1) > 0
     if aloud:
-        a_length = torch.where(is_kind['silent'], 0, a_length)
+        gone = torch.rand(n, generator=generator, device=device) < SILENT
+        a_length = torch.where(gone & ~is_kind['bare'], 0, a_length)
 
     # Lay the symbols out in slots: write all that there could be, then close the gaps.
     def spell(digits, length, zeros):
@@ -307,7 +309,7 @@ def draw(n, generator, device, kind='plain', digits=(1, 4), divisors=(1, 3), ste
     b = spell(b[..., None] // 10 ** b_place % 10, b_length, b_zeros)
     b = torch.where(used[:, :, None], F.pad(b, (1, 0), value=PERCENT), REST)
     q = torch.cat([spell(F.pad(a, (2, 0)), a_length, a_zeros), b.flatten(1)], 1)
-    slots = max(longest, digits[-1] + k * (1 + divisors[-1]))
+    slots = min(most, max(longest, digits[-1] + k * (1 + divisors[-1])))
     as_asked = as_asked & ((q != REST).sum(1) <= slots)
     q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
     return q[:, :slots], as_asked
@@ -331,24 +333,23 @@ task = Task(
     splits={
         'train': dict(kind='mixed'),
         'val': {},
-        'val_ood': dict(digits=(7, 7), steps=(1, 4)),
+        'val_ood': dict(digits=(10, 10), steps=(1, 4), most=26),
         'iid': {},
         'bare': dict(kind='bare', digits=(4, 12)),
         'leading_zeros': dict(kind='zeros'),
         'no_answer': dict(kind='no_answer'),
-        'ood_digits_6': dict(digits=(6, 6)),
-        'ood_digits_8': dict(digits=(8, 8)),
-        'ood_digits_12': dict(digits=(12, 12)),
-        'ood_digits_20': dict(digits=(20, 20)),
-        'ood_divisor': dict(digits=(5, 6), divisors=(4, 4), steps=(1, 1)),
+        'ood_digits_8': dict(digits=(8, 8), most=16),
+        'ood_digits_12': dict(digits=(12, 12), most=20),
+        'ood_digits_20': dict(digits=(20, 20), most=28),
+        'ood_divisor': dict(digits=(5, 7), divisors=(4, 4), steps=(1, 1)),
         'compose_2': dict(kind='divides', steps=(2, 2)),
-        'compose_3': dict(kind='divides', steps=(3, 3)),
-        'compose_5': dict(kind='divides', steps=(5, 5)),
-        'compose_8': dict(kind='divides', steps=(8, 8)),
+        'compose_3': dict(kind='divides', steps=(3, 3), most=18),
+        'compose_5': dict(kind='divides', steps=(5, 5), most=26),
+        'compose_8': dict(kind='divides', steps=(8, 8), most=38),
         'quotient_0': dict(steps=(1, 1), quotient=(0, 0)),
         'quotient_1_3': dict(steps=(1, 1), quotient=(1, 3)),
         'quotient_4_9': dict(steps=(1, 1), quotient=(4, 9)),
-        'quotient_10': dict(steps=(1, 1), quotient=(10, 9999)),
+        'quotient_10': dict(steps=(1, 1), quotient=(10, 999999)),
         'equal': dict(steps=(1, 1), kind='equal'),
     },
     said={
@@ -356,7 +357,6 @@ task = Task(
         'bare': 'a number alone',
         'leading_zeros': 'leading zeros',
         'no_answer': 'no answer',
-        'ood_digits_6': 'A of 6 digits',
         'ood_digits_8': 'A of 8 digits',
         'ood_digits_12': 'A of 12 digits',
         'ood_digits_20': 'A of 20 digits',

@@ -8,7 +8,8 @@ import json
 import pytest
 
 import figures
-from prepare import play_text, split_batches, write_wav
+from files import write_wav
+from prepare import play_text, split_batches
 from score import transcribe
 from tasks import decode
 from tests.helpers import is_png, output, refusal, run_here, tiny_model

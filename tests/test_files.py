@@ -17,8 +17,9 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from configurator import write_whole
+from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
 from model import load_checkpoint
-from prepare import fresh_folder, play_text, read_wav, read_wav_until_silence, write_wav
+from prepare import play_text
 from score import transcribe
 from tests.helpers import output, refusal
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from prepare import play_text, write_wav
+from files import write_wav
+from prepare import play_text
 from tests.helpers import is_png, output
 
 
