@@ -13,7 +13,6 @@ drawn in the order in which they are named. Those whose folders differ only in a
 number are seeds of one run: means are drawn, and tables show (the worst).
 """
 import json
-import math
 import os
 import re
 import sys
@@ -25,13 +24,16 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from checkpoint import load_checkpoint
+from conditions import SOUNDS
 from configurator import bounds, choices, configure, fail, names_of, write_whole
 from files import read_wav
-from model import MiniJMamba, load_checkpoint
-from prepare import LOUDNESS, SAMPLE_RATE, make_batch, max_samples, play, play_text
-from score import evaluate, find_tones
+from model import MiniJMamba
+from prepare import SAMPLE_RATE, make_batch, play_text
+from score import evaluate
 from tasks import TASKS, decode
 from tasks.bracket import depths
+from transcribe import find_tones
 
 # Colours that the colour-blind can tell apart too (Okabe and Ito)
 COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
@@ -223,112 +225,49 @@ def passes(runs, task, path):
     save(fig, path)
 
 
-# --- what a model makes of worse sound: each takes a batch and gives it back, spoilt ---
+# --- what a model makes of worse sound ---
 
-def fixed_noise(*shape):
-    """White noise, the same each time"""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
-
-
-def noise_at(b, db, pink=False):
-    """White or pink noise. The power of the tones over that of the noise is so many dB."""
-    noise = fixed_noise(*b.question.shape)
-    if pink:
-        spectrum = torch.fft.rfft(noise)
-        bins = torch.arange(spectrum.shape[1]).clamp(min=1)
-        noise = torch.fft.irfft(spectrum / bins.sqrt(), n=noise.shape[1])
-        noise /= noise.std()
-    tone = LOUDNESS / 2 ** 0.5  # root mean square of a tone of middle loudness
-    noise *= tone * 10 ** (-db / 20)
-    return b._replace(question=b.question + noise)
-
-
-def echo(b, seconds):
-    """Decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, the
-    longer it lasts, the louder it is in all: 6 dB under the direct sound at 0.4 s."""
-    from scipy.signal import fftconvolve  # slow to import, and sample.py does without
-    n = max(1, round(seconds * SAMPLE_RATE))
-    tail = fixed_noise(n) * 10 ** (-3 * torch.arange(n) / n)
-    tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm()
-    tail[0] = 1
-    wet = fftconvolve(b.question.numpy(), tail[None].numpy(), axes=1)
-    return b._replace(question=torch.from_numpy(wet[:, :b.question.shape[1]]))
-
-
-def clipped(b, share):
-    """Clipped at a share of a tone of middle loudness, and played as loud as before"""
-    question = (b.question / (LOUDNESS * share)).clamp(-1, 1)
-    return b._replace(question=LOUDNESS * question)
-
-
-def filtered(b, high, low=300):
-    """Only what lies between low and high in Hz, as by a telephone"""
-    from scipy.signal import butter, sosfilt
-    sections = butter(6, (low, high), 'bandpass', fs=SAMPLE_RATE, output='sos')
-    question = torch.from_numpy(sosfilt(sections, b.question.numpy()))
-    return b._replace(question=question.float())
-
-
-def replayed(b, tempo=1.0, hertz=0.0):
-    """The same questions at another tempo and pitch"""
-    r = b.rhythm
-    rhythm = r._replace(
-        start=r.start / tempo,
-        length=r.length / tempo,
-        detune=r.detune + hertz,
-    )
-    n_samples = math.ceil(max_samples(b.asked.shape[1]) / tempo)
-    noise = 0.015 * fixed_noise(len(b.asked), n_samples)
-    question = play(b.asked, rhythm, n_samples) + noise
-    return b._replace(question=question, lengths=(b.lengths / tempo).long())
-
-
-def through_file(b, rate):
-    """As read from a file of another sample rate"""
-    from scipy.signal import resample_poly
-    there = resample_poly(b.question.double().numpy(), rate, SAMPLE_RATE, axis=1)
-    back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
-    question = torch.from_numpy(back[:, :b.question.shape[1]])
-    return b._replace(question=question.float())
-
-
-# What is done: in which measure, (values from good to bad, how)
-WORSE = {
-    'white noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), noise_at),
-    'pink noise: signal to noise (dB)': ((20, 10, 5, 0, -5, -10), partial(noise_at, pink=True)),
-    'echo: 60 dB down after (s)': ((0, 0.1, 0.2, 0.4, 0.8), echo),
-    'clipped: at (share of a tone)': ((1, 0.5, 0.2, 0.1, 0.05), clipped),
-    'telephone: 300 Hz to (Hz)': ((7000, 5000, 3400, 3000), filtered),
-    'slower: tempo': ((1, 0.9, 0.8), replayed),
-    'faster: tempo': ((1, 1.1, 1.25), replayed),
-    'lower: by (Hz)': ((0, 10, 20, 40), lambda b, x: replayed(b, hertz=-x)),
-    'higher: by (Hz)': ((0, 10, 20, 40), lambda b, x: replayed(b, hertz=x)),
-    'file: sample rate (Hz)': ((48000, 44100, 22050, 16000, 11025, 8000), through_file),
+# Kinds of conditions.SOUNDS, in words: title and measure
+KINDS = {
+    'white': 'white noise: signal to noise (dB)',
+    'pink': 'pink noise: signal to noise (dB)',
+    'echo': 'echo: 60 dB down after (s)',
+    'tempo': 'tempo: times as fast',
+    'gap': 'gaps: (s)',
+    'off': 'all tones off pitch: by (Hz)',
+    'each': 'each tone off pitch: by up to (Hz)',
+    'loudness': 'loudness of each tone: up to (dB)',
+    'volume': 'a faint recording: (dB)',
+    'clipped': 'clipped: at (share of a tone)',
+    'telephone': 'telephone: 300 Hz to (Hz)',
+    'other': 'others:',
 }
+OTHERS = 'clean', 'square', 'sawtooth', 'piano', 'mu_law', 'offset_0.2', 'hum_50', 'clicks_5'
 
 
 def robustness(model, trained_on, path, n):
     """Draw exact match on n iid questions a point against each kind of worse sound"""
-    fig = Figure(figsize=(9, 4.4), layout='constrained')
-    axes = fig.subplots(2, 5, sharey=True).flat
-    for ax, (label, (values, worse)) in zip(axes, WORSE.items(), strict=True):
-        title, measure = label.split(': ')
-        plain(ax, title=title, xlabel=measure, ylim=(-3, 103))
+    fig = Figure(figsize=(11, 7), layout='constrained')
+    axes = fig.subplots(3, 4, sharey=True).flat
+    for ax, (kind, words) in zip(axes, KINDS.items(), strict=True):
+        title, measure = words.split(':')
+        plain(ax, title=title, xlabel=measure.strip(), ylim=(-3, 103))
+        sounds = [s for s in SOUNDS if s.startswith(kind + '_')] or OTHERS
         for task in names_of(trained_on, 'tasks', TASKS):
             if 'iid' not in TASKS[task].splits:
                 continue
             think = trained_on['think'] if task in trained_on['aloud'].split(',') else 1
             exact = []
-            for x in values:
-                found = evaluate(model, task, 'iid', n, think=think,
-                                 spoil=lambda b, worse=worse, x=x: worse(b, x))
+            for sound in sounds:
+                found = evaluate(model, task, 'iid', n, think=think, sound=sound)
                 exact.append(100 * found['exact_match'])
-                print(f"{task}, {label}: {x:g}, {exact[-1]:.1f} %", flush=True)
-            ax.plot([f"{x:g}" for x in values], exact, label=task)
-        if max(values) > 1000:
+                print(f"{task}, {sound}: {exact[-1]:.1f} %", flush=True)
+            at = [sound.removeprefix(kind + '_') for sound in sounds]
+            ax.plot(at, exact, label=task)
+        if sounds == OTHERS:
             ax.tick_params(axis='x', labelrotation=60)
     fig.supylabel('exact match (%)', fontsize=10)
-    fig.axes[4].legend(frameon=False)  # where there is most room
+    fig.axes[3].legend(frameon=False)
     save(fig, path)
 
 

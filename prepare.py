@@ -19,7 +19,6 @@ import os
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from files import SAMPLE_RATE, fresh_folder, write_wav
 from tasks import REST, TASKS, decode, draw, encode, split_names
@@ -383,52 +382,6 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
             joined = [torch.cat(column)[:keep].to(device) for column in columns]
             yield Batch(*joined[:6], Rhythm(*joined[6:]))
             parts = []
-
-
-# --- controls: each takes a batch and gives it back with its questions changed ---
-
-def other_phases(b):
-    n_samples = b.question.shape[1]
-    device = b.question.device
-    generator = torch.Generator(device).manual_seed(len(b.asked))
-    phase = torch.rand(b.asked.shape, generator=generator, device=device)
-    noise = b.question - play(b.asked, b.rhythm, n_samples)
-    rhythm = b.rhythm._replace(phase=2 * math.pi * phase)
-    return b._replace(question=noise + play(b.asked, rhythm, n_samples))
-
-
-def noise_for_tones(b):
-    """Noise of the same energy, over 5 ms each, where tones were: only their rhythm can be heard"""
-    device = b.question.device
-    energy = F.avg_pool1d(b.question.square()[:, None], 81, 1, 40)[:, 0]
-    generator = torch.Generator(device).manual_seed(len(b.asked))
-    noise = torch.randn(b.question.shape, generator=generator, device=device)
-    return b._replace(question=energy.sqrt() * noise)
-
-
-def longer(b):
-    """Half a second of silence behind question and answer"""
-    n = SAMPLE_RATE // 2
-    return b._replace(
-        question=F.pad(b.question, (0, n)),
-        answer=F.pad(b.answer, (0, n)),
-        lengths=b.lengths + n,
-    )
-
-
-def shorter(b):
-    """Nothing behind the last tone"""
-    ends = torch.where(b.asked >= 0, b.rhythm.start + b.rhythm.length, 0).amax(1)
-    return b._replace(lengths=(ends * SAMPLE_RATE).long())
-
-
-# What score.py can do to the questions to see what the answers depend on
-CONTROLS = {
-    'phase': other_phases,
-    'noise': noise_for_tones,
-    'longer': longer,
-    'shorter': shorter,
-}
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import os
 import sys
 from functools import partial
 
+from checkpoint import load_checkpoint
 from configurator import (
     SEEDS,
     bounds,
@@ -27,16 +28,16 @@ from configurator import (
 )
 from figures import spectrogram
 from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
-from model import load_checkpoint
-from prepare import LOUDNESS, SAMPLE_RATE, play_text, split_batches
-from score import find_tones, transcribe
+from prepare import SAMPLE_RATE, play_text, split_batches
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import converse
+from transcribe import transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
 init_from = 'out_dir'   # or release: the weights that come with the code; see out/release/samples
 start = ''              # the question in symbols, such as ABCA
-wav = ''                # or a WAV file that holds it; - reads standard input until 0.4 s of silence
+wav = ''                # or a WAV file, in which start, if given, is played; - reads standard
+                        # input until 0.4 s of silence
 task = ''               # which task is asked, if a question in symbols could belong to several
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split, such as ood_length
@@ -47,12 +48,10 @@ device = 'auto'         # auto, cpu, cuda
 configure(globals())
 if '--start=' in sys.argv:
     fail("a question needs at least one symbol, such as --start=ABCA")
-if start and wav:
-    fail("give --start or --wav, not both")
 bounds(globals(), num_samples=1, think=1, seed=SEEDS)
 choices(globals(), task=('', *TASKS))
 
-# --- questions: (waveform, text, right answer, whether it is worked out aloud) ---
+# --- questions: (waveform, text, right answer or '' if that is not known) ---
 questions = []
 try:
     device = pick_device(device)
@@ -65,23 +64,17 @@ try:
         tasks = [task]
 
     if start:
-        wave = play_text(start, seed)
-        task = task_of(start, tasks)
-        questions.append((wave, start, solve(task, start), task in aloud))
-    elif wav:
+        wanted = solve(task_of(start, tasks), start)
+    if wav:
         wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
-        wave = wave / wave.abs().max().clamp(min=1e-9)  # a recording may be faint
-        tones = find_tones(wave[None])
-        asked = decode(tones.symbol)
-        if not asked:
-            fail(f"{wav}: no tone can be heard in it")
-        # Play it to the model as loud as what that was trained on.
-        wave = wave * LOUDNESS * 10 ** (-tones.level.max() / 20)
-        try:
-            task = task_of(asked, tasks)
-            questions.append((wave, asked, solve(task, asked), task in aloud))
-        except ValueError:  # it is no question of a task; the model is asked all the same
-            questions.append((wave, asked, '-', any(task in aloud for task in tasks)))
+        if wave.abs().max() < 1e-4:
+            fail(f"{wav}: nothing can be heard in it")
+        if start:
+            questions.append((wave, start, wanted))
+        else:
+            questions.append((wave, transcribe(wave[None])[0], ''))
+    elif start:
+        questions.append((play_text(start, seed), start, wanted))
     else:
         drawn = [(name, part) for name in tasks for part in split_names(name, split)]
         if not drawn:
@@ -91,7 +84,7 @@ try:
             for b in split_batches(name, part, share, seed):
                 for wave, n, asked, wanted in zip(
                         b.question, b.lengths, b.asked, b.wanted, strict=True):
-                    questions.append((wave[:n], decode(asked), decode(wanted), name in aloud))
+                    questions.append((wave[:n], decode(asked), decode(wanted)))
 except ValueError as e:
     fail(e)
 
@@ -127,20 +120,22 @@ sample_dir = sample_dir or os.path.join(folder, 'samples')
 page, n_right = '', 0
 try:
     fresh_folder(sample_dir, r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html')
-    for i, (wave, asked, wanted, is_aloud) in enumerate(questions):
-        answers, passes = converse(model, wave[None].to(device), think=think if is_aloud else 1)
+    for i, (wave, asked, wanted) in enumerate(questions):
+        # A model that was taught to work aloud decides itself how long it thinks.
+        answers, passes = converse(model, wave[None].to(device), think=think if aloud else 1)
         n = max(1, int(passes))  # the last pass only repeats the answer
         sounds = [wave, *[answer[0].cpu() for answer in answers[:n]]]
         texts = [asked, *[transcribe(sound[None])[0] for sound in sounds[1:]]]
         heard = texts[-1]
         verdict = 'right' if heard == wanted else 'wrong'
-        if wanted == '-':
-            verdict = 'unknown'
         n_right += verdict == 'right'
         line = f"asked {asked}, wanted {wanted}, heard {heard or 'nothing'}"
+        if not wanted:
+            verdict = 'unknown'
+            line = f"the scorer heard {asked or 'nothing'} asked, and {heard or 'nothing'} answered"
         chain = f": {' -> '.join(texts)}" if n > 1 else ''
         note = ''
-        if is_aloud and int(passes) == think:
+        if aloud and int(passes) == think:
             note = f" (not finished: it may hear its answer more often with --think={4 * think})"
         print(line + chain + note)
 
@@ -156,7 +151,8 @@ try:
             page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
                                width=round(12 * len(sound) / SAMPLE_RATE))
         page += '</section>\n'
-    page += f'<p>{n_right} of {len(questions)} right, '
+    known = sum(bool(wanted) for _, _, wanted in questions)
+    page += f'<p>{n_right} of {known} right, '
     page += f'as played by the model in {html.escape(folder)}.</p>\n'
     path = os.path.join(sample_dir, 'index.html')
     write_whole(path, lambda f: f.write((HEAD + page).encode()))

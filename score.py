@@ -10,179 +10,24 @@ $ python score.py config/control/noise.py --out_dir=out/mirror  # questions with
 The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json.
 """
 import json
-import math
 import os
 import re
 import sys
 import time
 from collections import Counter
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 import configurator
 import files
 import prepare
+from checkpoint import load_checkpoint
+from conditions import SOUNDS
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
-from model import load_checkpoint
-from prepare import CONTROLS, LOWEST, SAMPLE_RATE, SPACING
-from tasks import REST, SYMBOLS, TASKS, decode, split_names, taken
+from prepare import LOWEST, SAMPLE_RATE, SPACING
+from tasks import REST, TASKS, decode, split_names, taken
 from think import converse, reply
-
-# --- the scorer ---
-
-WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
-N_FFT = 512              # of a frame
-DEAF = 4                 # bins of a frame that are not listened to: hum and DC, under 125 Hz
-AROUND = 20              # bins on either side by which noise is told from a tone
-OVER_NOISE = 7.5         # dB of a tone over the noise around it, at least
-QUIET = 16.0             # dB under the loudest that a tone may be
-DIP = 7.0                # dB between two equal tones that follow each other
-STEADY = 20.0            # dB over the noise under which three frames are needed to hear a dip
-LONGEST = 2048           # samples of a tone that its pitch is measured in
-TOLERANCE = 46.0         # Hz off a tone that still count as it; tones are 100 Hz apart
-HIGHEST_OTHER = 0.3      # power of another peak over that of the tone
-LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its overtones
-UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
-
-
-class Tones(NamedTuple):
-    """Every tone of a batch of waveforms, in order: which waveform, the symbol or UNKNOWN, start
-    and length in seconds, measured hertz, level in dB below a full-scale sine; (M,) each"""
-    clip: torch.Tensor
-    symbol: torch.Tensor
-    start: torch.Tensor
-    length: torch.Tensor
-    hertz: torch.Tensor
-    level: torch.Tensor
-
-
-def power_of(waves):
-    """(..., n) -> |FFT|^2, without the square root that abs() takes"""
-    return torch.view_as_real(torch.fft.rfft(waves)).square().sum(-1)
-
-
-def decibels(power):
-    return 10 * torch.log10(power.clamp(min=1e-30))
-
-
-def noise_around(power, reach):
-    """Power (..., F) -> the geometric mean of the bins within `reach`, which one tone changes
-    little; of fewer at low pitches, as many on either side, as noise may fall off"""
-    bins = torch.arange(power.shape[-1], device=power.device)
-    near = (bins - bins[:, None]).abs() <= (bins - reach // 5).clamp(0, reach)
-    near = near.float()
-    return (power.clamp(min=1e-10).log() @ (near / near.sum(0).clamp(min=1))).exp()
-
-
-def starts_of(on, moved):
-    """Frames (B, T) where sound starts, or where another tone follows without a gap"""
-    return on & (~F.pad(on[:, :-1], (1, 0)) | moved)
-
-
-def find_runs(waves, shortest):
-    """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
-    (M,) each"""
-    window = torch.hann_window(WINDOW, device=waves.device)
-    frames = waves.unfold(1, WINDOW, HOP) * window
-    power = power_of(F.pad(frames, (0, N_FFT - WINDOW))) * (2 / window.sum()) ** 2  # (B, T, 257)
-    power[..., :DEAF] = 0
-    # Over three frames noise varies less than a tone does.
-    smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
-    peak, at = smooth.max(-1)
-    level = decibels(peak)
-    noise = decibels(noise_around(smooth, AROUND).gather(-1, at[..., None])[..., 0])
-    loudest = level.amax(1, keepdim=True)
-    on = (level > -60) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
-    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
-
-    # The same tone again: the level dips, and rises as high as before, or is as high again.
-    briefly = decibels(power.gather(-1, at[..., None])[..., 0])
-    steady = loudest - noise.median(1, keepdim=True).values < STEADY
-    level = torch.where(steady, level, level.minimum(briefly))
-    level = torch.where(on, level, -300.0)
-    run = 1000.0 * starts_of(on, moved).cumsum(1)  # keeps the maxima of each run apart
-    before = (level + run).cummax(1).values - run
-    after = (level - run).flip(1).cummax(1).values.flip(1) + run
-    on = on & (before.minimum(after) - level < DIP)
-
-    starts = starts_of(on, moved)
-    ends = starts_of(on.flip(1), F.pad(moved[:, 1:], (0, 1)).flip(1)).flip(1)
-    clip, first = starts.nonzero(as_tuple=True)
-    last = ends.nonzero(as_tuple=True)[1]
-    keep = last - first >= shortest - 1
-    return clip[keep], first[keep], last[keep]
-
-
-def find_tones(waves, shortest=4):
-    """Waveforms (B, S) at 16 kHz -> Tones.
-
-    A tone is a run of at least `shortest` frames, 2 or more, with a peak over the noise around it,
-    not 16 dB under the clip's loudest, that stays where it is. Its pitch is the FFT peak of the
-    whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is near,
-    if a second peak, other than an overtone, is nearly as high, or if the peak is lost in noise."""
-    waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
-    clip, first, last = find_runs(waves, shortest)
-    if not len(clip):
-        nothing = clip.float()
-        return Tones(clip, clip, nothing, nothing, nothing, nothing)
-
-    # One FFT for each tone, over at most LONGEST samples about its middle
-    begin = first * HOP + WINDOW // 4  # in the padded waveform
-    length = (last - first) * HOP + WINDOW // 2
-    n = length.clamp(max=LONGEST)[:, None]
-    i = torch.arange(LONGEST, device=waves.device)
-    middle = clip * waves.shape[1] + begin + (length - n[:, 0]) // 2
-    sound = waves.flatten()[middle[:, None] + i.minimum(n - 1)]
-    taper = torch.sin(math.pi * (i + 0.5) / n).square() * (i < n)
-    power = power_of(sound * taper)
-    power[:, :DEAF * LONGEST // N_FFT] = 0
-    k = power[:, 1:-1].argmax(1) + 1
-    log = power.clamp(min=1e-20).log()
-    left, top, right = (log.gather(1, (k + j)[:, None])[:, 0] for j in (-1, 0, 1))
-    shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
-    hertz = (k + shift) * (SAMPLE_RATE / LONGEST)
-
-    # Is it one steady tone? Its own peak is wider if it is short; its overtones are lower.
-    bins = torch.arange(power.shape[1], device=k.device)
-    wide = (2 * LONGEST // n).clamp(min=6)
-    k = k[:, None]
-    own = (bins - k).abs() <= wide
-    overtone = (bins % k).minimum(-bins % k) <= wide
-    highest = power.amax(1).clamp(min=1e-20)
-    others = power * ~own * torch.where(overtone, HIGHEST_OTHER, 1)
-    second = others.amax(1) / highest
-    inside = (power * (own | overtone)).sum(1) / power.sum(1).clamp(min=1e-20)
-
-    # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
-    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
-    mean = torch.zeros(2, len(waves), device=k.device)
-    mean.index_add_(1, clip, torch.stack([angle.cos(), angle.sin()]))
-    off = SPACING / (2 * math.pi) * torch.atan2(mean[1], mean[0])[clip]
-    tuned = hertz - LOWEST - off
-    symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
-    error = (tuned - SPACING * symbol).abs()
-    clear = (error <= TOLERANCE) & (second < HIGHEST_OTHER) & (inside > LEAST_INSIDE)
-    return Tones(
-        clip=clip,
-        symbol=torch.where(clear, symbol, UNKNOWN),
-        start=(begin - WINDOW // 2).clamp(min=0) / SAMPLE_RATE,
-        length=length / SAMPLE_RATE,
-        hertz=hertz,
-        level=decibels(highest) + 20 * torch.log10(2 / taper.sum(1)),
-    )
-
-
-def transcribe(waves, shortest=4):
-    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol. Tones as in
-    find_tones."""
-    tones = find_tones(waves, shortest)
-    rows = [[] for _ in waves]
-    for clip, symbol in zip(tones.clip.tolist(), tones.symbol.tolist(), strict=True):
-        rows[clip].append(symbol)
-    return [decode(row) for row in rows]
-
+from transcribe import find_tones, transcribe
 
 # --- what kind of mistake? ---
 
@@ -272,26 +117,31 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm):
 # --- a model's accuracy ---
 
 PASSES = (1, 2, 4, 8, 16)  # in the table of accuracy against thought
-SOUNDS = 20                # mistakes of a split whose sounds are kept
+KEPT = 20                  # mistakes of a split whose sounds are kept
 
 
 @torch.no_grad()
-def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None, errors=False,
-             **override):
+def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='clean',
+             errors=False, **override):
     """Ask n questions of a split and listen to the answers -> dict: exact match; token accuracy
     (share of the wanted symbols at the right place); mean edit distance; wire, the exact match of
-    the question's own sound; mistakes, dicts of what was asked, wanted and heard.
+    the question's own sound; shortcuts, that of what a sceptic would try; confused, which symbols
+    were heard for which in answers of the right length; mistakes, dicts of what was asked, wanted
+    and heard.
 
     With think > 1 also exact match after so many passes, the mean number of passes that changed
     something, in all and by how many lines the right working has, and the share that stopped by
-    itself. spoil(batch) changes what is asked. errors=True diagnoses each mistake at its first
-    wrong line and keeps the first sounds."""
+    itself. sound, one of conditions.SOUNDS, is how it is asked. errors=True diagnoses each mistake
+    at its first wrong line and keeps the first sounds."""
     exact = right = total = distance = stopped = wire = 0
     mistakes, asked, passes_by_lines = [], set(), {}
     by_passes = {k: 0 for k in PASSES if k <= think}
+    shortcuts = dict.fromkeys(TASKS[task].shortcuts, 0.0)
+    confused = Counter()
+    override['sound'] = 'real' if sound == 'real' else 'clean'
     for b in prepare.split_batches(task, split, n, seed, device, **override):
-        if spoil:
-            b = spoil(b)
+        if SOUNDS[sound]:
+            b = SOUNDS[sound](b)
         answers, passes = converse(model, b.question, b.lengths, think)
         stopped += int((passes < think).sum())
         wants = [decode(row) for row in b.wanted]
@@ -312,12 +162,16 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
             if think > 1:
                 lines = TASKS[task].working(question)
                 passes_by_lines.setdefault(len(lines) - 1, []).append(int(passes[i]))
+            for name, shortcut in TASKS[task].shortcuts.items():
+                shortcuts[name] += (shortcut(question) == wanted) / n
             total += len(wanted)
             right += sum(x == y for x, y in zip(wanted, heard, strict=False))
             if heard == wanted:
                 exact += 1
                 continue
             distance += edit_distance(heard, wanted)
+            if len(heard) == len(wanted):
+                confused.update(x + y for x, y in zip(wanted, heard, strict=True) if x != y)
             mistake = {'task': task, 'split': split, 'asked': question, 'wanted': wanted,
                        'heard': heard}
             if errors:
@@ -327,11 +181,12 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, spoil=None
                 rhythm = prepare.Rhythm(*[t[one] for t in b.rhythm])
                 mistake |= first_wrong_line(model, task, lines, sounds, heard, b.lengths[one],
                                             rhythm)
-                if len(mistakes) >= SOUNDS:
+                if len(mistakes) >= KEPT:
                     del mistake['sounds']
             mistakes.append(mistake)
     found = {'exact_match': exact / n, 'token_accuracy': right / total, 'wire': wire / n,
-             'edit_distance': distance / n, 'n': n, 'distinct': len(asked)}
+             'edit_distance': distance / n, 'n': n, 'distinct': len(asked),
+             'shortcuts': shortcuts, 'confused': dict(confused.most_common())}
     if think > 1:
         found['by_passes'] = {k: v / n for k, v in by_passes.items()}
         found['passes'] = sum(map(sum, passes_by_lines.values())) / n
@@ -399,6 +254,9 @@ def print_row(task, split, r, verbose):
     print(f"{task:8} {split:14} {r['n']:9} {r['distinct']:8} {r['exact_match']:11.4f} "
           f"{r['wire']:6.4f} {r['token_accuracy']:9.4f} {r['edit_distance']:9.4f}   {shown}",
           flush=True)
+    if r['shortcuts']:
+        tried = ', '.join(f"{name} {share:.3f}" for name, share in r['shortcuts'].items())
+        print(f"{'':25} shortcuts: {tried}")
     if 'passes' in r:
         after = ', '.join(f"{k}: {v:.3f}" for k, v in r['by_passes'].items())
         used = ', '.join(f"{k}: {v:.1f}" for k, v in r['passes_by_lines'].items())
@@ -432,15 +290,15 @@ if __name__ == '__main__':
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
-    think = 16              # passes at most when a task is worked out aloud
+    think = 64              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
-    spoil = ''              # a control: phase, noise, longer or shorter; writes no scores.json
+    sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
-    choices(globals(), spoil=('', *CONTROLS))
+    choices(globals(), sound=SOUNDS)
     try:
         for path in wavs:
             hear_file(path, verbose, len(wavs) > 1)
@@ -462,8 +320,7 @@ if __name__ == '__main__':
           f"{'wire':>6} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task, name in tests:
         passes = think if task in trained_on['aloud'].split(',') else 1
-        r = evaluate(model, task, name, num_samples, seed, device, passes, CONTROLS.get(spoil),
-                     errors)
+        r = evaluate(model, task, name, num_samples, seed, device, passes, sound, errors)
         print_row(task, name, r, verbose)
         mistakes += r.pop('mistakes')
         scores.setdefault(task, {})[name] = r
@@ -478,9 +335,9 @@ if __name__ == '__main__':
         os.makedirs(folder, exist_ok=True)
         if errors:
             named = [split] if split != 'all' else []
-            named += [spoil] if spoil else []
+            named += [sound] if sound != 'clean' else []
             write_errors(mistakes, folder, '_'.join(['errors', *named]))
-        if split == 'all' and not spoil:  # scores.json is of the whole test
+        if split == 'all' and sound == 'clean':  # scores.json is of the whole test
             contents = {'scores': scores, 'seed': seed, 'think': think,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **configurator.provenance()}

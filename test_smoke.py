@@ -198,7 +198,7 @@ def test_a_mistake_is_one_line_on_the_command_line():
     ('sample.py', ['--init_from=release', '--start=Az'], "'z' is not a symbol"),
     ('sample.py', ['--init_from=release', '--start=5%0'], "'5%0' is not a question of mod"),
     ('score.py', ['nowhere.wav'], "nowhere.wav: there is no such file"),
-    ('score.py', ['--spoil=x'], "spoil is phase or noise or longer or shorter, not 'x'"),
+    ('score.py', ['--sound=x'], "sound is clean or real or phase or noise or"),
     ('figures.py', [], "name the WAV files, or the folders of runs, to draw"),
     ('bench.py', ['--parts=lunch'], "parts are some of limits, audio"),
 ])

@@ -5,6 +5,9 @@ the sound no longer changes. Nothing but sound is handed on.
 import torch
 import torch.nn.functional as F
 
+from model import HOP
+
+LOUDEST = 0.65  # amplitude of the loudest tone that is asked
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
 TONE = 0.2     # a change of magnitude by which a tone, of amplitude 0.5 to 0.8, has come or gone
 
@@ -38,6 +41,9 @@ def converse(model, question, lengths=None, think=1):
     going = torch.arange(len(question), device=question.device)  # whose sound still changes
     passes = torch.zeros_like(lengths)
     answers = []
+    # A recording may be faint.
+    loudest = s.magnitude(s.stft(F.pad(question, (0, -n_samples % HOP)))).amax((1, 2))
+    question = question * (LOUDEST / loudest.clamp(min=0.01))[:, None]
 
     def loudness(spectrum):
         """(B, frames, 2, F) -> (B, T, F), the mean magnitude in each token"""

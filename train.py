@@ -30,9 +30,10 @@ from tqdm import tqdm
 import configurator
 import files
 import prepare
+from checkpoint import load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from kernels import capture, compile_parts, kernel_missing
-from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, load_checkpoint
+from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention
 from score import validate
 from tasks import REST, SYMBOLS, TASKS, n_so_far, so_far, taken
 

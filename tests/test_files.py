@@ -16,9 +16,9 @@ import torch
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
+from checkpoint import load_checkpoint
 from configurator import write_whole
 from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
-from model import load_checkpoint
 from prepare import play_text
 from score import transcribe
 from tests.helpers import output, refusal

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from checkpoint import load_checkpoint
 from files import read_wav, write_wav
-from model import POINTER_WINDOW, WINDOW, JMambaConfig, load_checkpoint, local_attention, ssd
+from model import POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
 from prepare import Hiding, make_batch, make_rhythm, play, play_text
 from score import transcribe
 from tasks import decode, encode

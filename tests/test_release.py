@@ -16,14 +16,14 @@ def release(capsys, script, *flags):
     return output(capsys, script, '--init_from=release', '--device=cpu', *flags)
 
 
-@pytest.mark.parametrize('spoil', ['', 'phase', 'longer', 'shorter', 'noise'])
-def test_accuracy_depends_on_the_tones_alone(spoil, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('sound', ['clean', 'phase', 'longer', 'shorter', 'noise'])
+def test_accuracy_depends_on_the_tones_alone(sound, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = release(capsys, 'score.py', '--split=iid', '--num_samples=67', f'--spoil={spoil}')
+    text = release(capsys, 'score.py', '--split=iid', '--num_samples=67', f'--sound={sound}')
     exact = dict(re.findall(r'^(\w+)_iid_em: (\S+)$', text, re.M))
     assert set(exact) == {'mirror', 'bracket', 'mod'}
     for share in exact.values():
-        assert float(share) < 0.1 if spoil == 'noise' else float(share) > 0.95, text
+        assert float(share) < 0.1 if sound == 'noise' else float(share) > 0.95, text
 
 
 @pytest.mark.parametrize('flags, says', [

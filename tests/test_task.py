@@ -22,9 +22,13 @@ def draw(n, generator, device, high=6):
     q = A + torch.randint(5, (n, high), generator=generator, device=device)
     length = torch.randint(2, high + 1, (n, 1), generator=generator, device=device)
     q = torch.where(torch.arange(high, device=device) < length, q, -1)
+    return q, torch.ones(n, dtype=torch.bool, device=device)
+
+
+def answer(q):
     a = q.clone()
     a[:, 1] = q[:, 0]
-    return q, a, torch.ones(n, dtype=torch.bool, device=device)
+    return a
 
 
 def solve(text):
@@ -34,7 +38,7 @@ def solve(text):
 
 
 SPLITS = {'train': {}, 'val': {}, 'val_ood': {'high': 7}, 'iid': {}, 'ood_length_8': {'high': 8}}
-echo2 = Task('echo2', LETTERS, 'AB', draw, SPLITS, solve)
+echo2 = Task('echo2', LETTERS, 'AB', draw, SPLITS, answer, solve)
 
 
 @pytest.fixture(scope='module', autouse=True)

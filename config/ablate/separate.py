@@ -2,6 +2,7 @@
 base('ablate/nothing')
 tasks = 'mod'
 aloud = 'mod'
-pauses = '8'
+mix = 'error'
+pauses = '7'
 max_iters = 4300
 lr_decay_iters = 4300

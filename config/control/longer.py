@@ -1,2 +1,2 @@
 # A control, for score.py: half a second more for the question and the answer. Nothing may change.
-spoil = 'longer'
+sound = 'longer'

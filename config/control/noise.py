@@ -1,3 +1,3 @@
 # A control, for score.py: noise of the same energy takes the place of every tone. What was asked
 # cannot be known, only how long it was.
-spoil = 'noise'
+sound = 'noise'

@@ -1,2 +1,2 @@
 # A control, for score.py: tones of other phases. Nothing may change.
-spoil = 'phase'
+sound = 'phase'

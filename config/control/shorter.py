@@ -1,2 +1,2 @@
 # A control, for score.py: the window ends with the last tone. Nothing may change.
-spoil = 'shorter'
+sound = 'shorter'

@@ -1,0 +1,198 @@
+"""
+What can be done to the questions of a test. Each function takes a batch and gives it back, changed.
+
+SOUNDS has their names: controls, which show what the answers depend on, and what rooms, players,
+instruments and telephones make of tones. 'real' is what training with sound = 'real' hears.
+"""
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from prepare import BLOCK, LOUDNESS, SAMPLE_RATE, TONE_RMS, play
+
+
+def generator_of(b):
+    """The same random numbers each time"""
+    return torch.Generator().manual_seed(len(b.asked))
+
+
+def white(b, *shape):
+    """White noise, as long as the questions (B, S) unless a shape is given"""
+    noise = torch.randn(shape or b.question.shape, generator=generator_of(b))
+    return noise.to(b.question.device)
+
+
+# --- controls ---
+
+def other_phases(b):
+    n_samples = b.question.shape[1]
+    phase = torch.rand(b.asked.shape, generator=generator_of(b)).to(b.question.device)
+    noise = b.question - play(b.asked, b.rhythm, n_samples)
+    rhythm = b.rhythm._replace(phase=2 * math.pi * phase)
+    return b._replace(question=noise + play(b.asked, rhythm, n_samples))
+
+
+def noise_for_tones(b):
+    """Noise of the same energy, over 5 ms each, where tones were: only their rhythm can be heard"""
+    energy = F.avg_pool1d(b.question.square()[:, None], 81, 1, 40)[:, 0]
+    return b._replace(question=energy.sqrt() * white(b))
+
+
+def longer(b):
+    """Half a second of silence behind question and answer"""
+    n = SAMPLE_RATE // 2
+    return b._replace(
+        question=F.pad(b.question, (0, n)),
+        answer=F.pad(b.answer, (0, n)),
+        lengths=b.lengths + n,
+    )
+
+
+def shorter(b):
+    """Nothing behind the last tone"""
+    ends = torch.where(b.asked >= 0, b.rhythm.start + b.rhythm.length, 0).amax(1)
+    return b._replace(lengths=(ends * SAMPLE_RATE).long())
+
+
+# --- noise, rooms, what is recorded with ---
+
+def add(b, sound):
+    return b._replace(question=b.question + sound)
+
+
+def noise_at(b, db, pink=False):
+    """White or pink noise. The power of the tones over that of the noise is so many dB."""
+    noise = white(b)
+    if pink:
+        spectrum = torch.fft.rfft(noise)
+        bins = torch.arange(spectrum.shape[1], device=noise.device).clamp(min=1)
+        noise = torch.fft.irfft(spectrum / bins.sqrt(), n=noise.shape[1])
+        noise /= noise.std()
+    return add(b, TONE_RMS * 10 ** (-db / 20) * noise)
+
+
+def echo(b, seconds):
+    """Decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, the
+    longer it lasts, the louder it is in all: 6 dB under the direct sound at 0.4 s."""
+    n = round(seconds * SAMPLE_RATE)
+    tail = white(b, n) * 10 ** (-3 * torch.arange(n, device=b.question.device) / n)
+    tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm()
+    tail[0] = 1
+    size = b.question.shape[1] + n
+    wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)
+    return b._replace(question=wet[:, :b.question.shape[1]])
+
+
+def clipped(b, share):
+    """Clipped at a share of a tone of middle loudness, and played as loud as before"""
+    question = (b.question / (LOUDNESS * share)).clamp(-1, 1)
+    return b._replace(question=LOUDNESS * question)
+
+
+def telephone(b, high):
+    """Only what lies between 300 Hz and `high`"""
+    from scipy.signal import butter, sosfilt  # slow to import, and sample.py does without
+    sections = butter(6, (300, high), 'bandpass', fs=SAMPLE_RATE, output='sos')
+    question = torch.from_numpy(sosfilt(sections, b.question.cpu().numpy()))
+    return b._replace(question=question.float().to(b.question.device))
+
+
+def file_rate(b, rate):
+    """As read from a file of another sample rate"""
+    from scipy.signal import resample_poly
+    there = resample_poly(b.question.double().cpu().numpy(), rate, SAMPLE_RATE, axis=1)
+    back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
+    question = torch.from_numpy(back[:, :b.question.shape[1]])
+    return b._replace(question=question.float().to(b.question.device))
+
+
+def mu_law(b):
+    """8 kHz in 8 bits, as telephones send it (ITU-T G.711)"""
+    b = file_rate(b, 8000)
+    x = b.question.clamp(-1, 1)
+    code = (x.sign() * torch.log1p(255 * x.abs()) / math.log(256) * 128).round() / 128
+    return b._replace(question=code.sign() * torch.expm1(code.abs() * math.log(256)) / 255)
+
+
+def offset(b, level):
+    return add(b, level)
+
+
+def hum(b, hertz):
+    at = torch.arange(b.question.shape[1], device=b.question.device) / SAMPLE_RATE
+    return add(b, 0.1 * torch.sin(2 * math.pi * hertz * at))
+
+
+def clicks(b, a_second):
+    there = torch.rand(b.question.shape, generator=generator_of(b)) < a_second / SAMPLE_RATE
+    return add(b, there.to(b.question.device) * white(b).sign())
+
+
+# --- players and instruments ---
+
+def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtones=()):
+    """The same questions played otherwise: so much faster, with gaps of so many seconds, with each
+    symbol longer or shorter by this share at most, all tones so many hertz off pitch, each tone by
+    so many more at most, each up to so many dB louder or quieter, and with these amplitudes of the
+    second harmonic, the third, ... beside a first of 1"""
+    r = b.rhythm
+    spread = 2 * torch.rand(3, *r.start.shape, generator=generator_of(b)).to(r.start.device) - 1
+    between = r.end - r.start - r.length
+    if gap is not None:
+        between = torch.full_like(between, gap)
+    slower = (1 + uneven * spread[0]) / tempo
+    end = ((r.length + between) * slower).cumsum(1)
+    rhythm = r._replace(
+        start=end - (r.length + between) * slower,
+        length=r.length * slower,
+        end=end,
+        detune=r.detune + off + each * spread[1],
+        amplitude=r.amplitude * 10 ** (loudness * spread[2] / 20),
+        overtones=torch.tensor(overtones, device=end.device).expand(len(end), -1),
+    )
+    n_samples = math.ceil(float(end.amax()) * SAMPLE_RATE / BLOCK) * BLOCK
+    question = play(b.asked, rhythm, n_samples)
+    last = torch.where(b.asked >= 0, end, 0).amax(1)
+    b = b._replace(question=question, lengths=(last * SAMPLE_RATE).long(), rhythm=rhythm)
+    return add(b, 0.015 * white(b))
+
+
+def louder(b, db):
+    return b._replace(question=b.question * 10 ** (db / 20))
+
+
+def series(name, values, change, key):
+    """{'white_20': change with key=20, ...}"""
+    return {f'{name}_{x:g}': partial(change, **{key: x}) for x in values}
+
+
+SOUNDS = {
+    'clean': None,
+    'real': None,  # prepare.make_batch draws it
+    'phase': other_phases,
+    'noise': noise_for_tones,
+    'longer': longer,
+    'shorter': shorter,
+    **series('white', (20, 10, 5, 0, -5, -10), noise_at, 'db'),
+    **series('pink', (20, 10, 5, 0, -5), partial(noise_at, pink=True), 'db'),
+    **series('echo', (0.1, 0.2, 0.4, 0.8), echo, 'seconds'),
+    **series('tempo', (1.6, 1.5, 1.25, 1, 0.8, 0.6, 0.5), replayed, 'tempo'),
+    **series('gap', (0.5, 0.2, 0.05, 0.03, 0.015), replayed, 'gap'),
+    **series('uneven', (0.1, 0.25), replayed, 'uneven'),
+    **series('off', (-45, -40, -20, 0, 20, 40, 45), replayed, 'off'),
+    **series('each', (0, 10, 20), replayed, 'each'),
+    **series('loudness', (0, 3, 6), replayed, 'loudness'),
+    **series('volume', (0, -10, -20, -26), louder, 'db'),
+    'square': partial(replayed, overtones=[1 / k if k % 2 else 0.0 for k in range(2, 16)]),
+    'sawtooth': partial(replayed, overtones=[1 / k for k in range(2, 16)]),
+    'piano': partial(replayed, overtones=[10 ** (-6 * k / 20) for k in range(1, 6)]),
+    **series('clipped', (0.5, 0.2, 0.1, 0.05), clipped, 'share'),
+    **series('telephone', (5000, 3400, 3000), telephone, 'high'),
+    **series('rate', (48000, 44100, 22050, 11025, 8000), file_rate, 'rate'),
+    'mu_law': mu_law,
+    **series('offset', (0.1, 0.2), offset, 'level'),
+    **series('hum', (50, 60), hum, 'hertz'),
+    **series('clicks', (1, 5), clicks, 'a_second'),
+}

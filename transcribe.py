@@ -1,0 +1,169 @@
+"""
+The scorer: waveforms in, symbols out, by FFT. It knows nothing of any model.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from prepare import LOWEST, SAMPLE_RATE, SPACING
+from tasks import SYMBOLS, decode
+
+WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
+N_FFT = 512              # of a frame
+DEAF = 4                 # bins of a frame that are not listened to: hum and DC, under 125 Hz
+AROUND = 20              # bins on either side by which noise is told from a tone
+OVER_NOISE = 7.0         # dB of a tone over the noise around it, at least
+QUIET = 16.0             # dB under the loudest that a tone may be
+DIP = 7.0                # dB between two equal tones that follow each other
+STEADY = 20.0            # dB over the noise under which three frames are needed to hear a dip
+LONGEST = 2048           # samples of a tone that its pitch is measured in
+TOLERANCE = 49.0         # Hz off a tone that still count as it; tones are 100 Hz apart
+HIGHEST_OTHER = 0.3      # power of another peak over that of the tone
+LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its overtones
+UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
+
+
+class Tones(NamedTuple):
+    """Every tone of a batch of waveforms, in order: which waveform, the symbol or UNKNOWN, start
+    and length in seconds, measured hertz, level in dB below a full-scale sine; (M,) each"""
+    clip: torch.Tensor
+    symbol: torch.Tensor
+    start: torch.Tensor
+    length: torch.Tensor
+    hertz: torch.Tensor
+    level: torch.Tensor
+
+
+def power_of(waves):
+    """(..., n) -> |FFT|^2, without the square root that abs() takes"""
+    return torch.view_as_real(torch.fft.rfft(waves)).square().sum(-1)
+
+
+def decibels(power):
+    return 10 * torch.log10(power.clamp(min=1e-30))
+
+
+def noise_around(power, reach):
+    """Power (..., F) -> the geometric mean of the bins within `reach`, which one tone changes
+    little; of fewer at low pitches, as many on either side, as noise may fall off"""
+    bins = torch.arange(power.shape[-1], device=power.device)
+    near = (bins - bins[:, None]).abs() <= (bins - reach // 5).clamp(0, reach)
+    near = near.float()
+    return (power.clamp(min=1e-10).log() @ (near / near.sum(0).clamp(min=1))).exp()
+
+
+def starts_of(on, moved):
+    """Frames (B, T) where sound starts, or where another tone follows without a gap"""
+    return on & (~F.pad(on[:, :-1], (1, 0)) | moved)
+
+
+def find_runs(waves, shortest):
+    """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
+    (M,) each"""
+    window = torch.hann_window(WINDOW, device=waves.device)
+    frames = waves.unfold(1, WINDOW, HOP) * window
+    power = power_of(F.pad(frames, (0, N_FFT - WINDOW))) * (2 / window.sum()) ** 2  # (B, T, 257)
+    power[..., :DEAF] = 0
+    # Over three frames noise varies less than a tone does.
+    smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
+    peak, at = smooth.max(-1)
+    level = decibels(peak)
+    noise = decibels(noise_around(smooth, AROUND).gather(-1, at[..., None])[..., 0])
+    loudest = level.amax(1, keepdim=True)
+    on = (level > -60) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
+    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
+
+    # The same tone again: the level dips, and rises as high as before, or is as high again.
+    briefly = decibels(power.gather(-1, at[..., None])[..., 0])
+    steady = loudest - noise.median(1, keepdim=True).values < STEADY
+    level = torch.where(steady, level, level.minimum(briefly))
+    level = torch.where(on, level, -300.0)
+    run = 1000.0 * starts_of(on, moved).cumsum(1)  # keeps the maxima of each run apart
+    before = (level + run).cummax(1).values - run
+    after = (level - run).flip(1).cummax(1).values.flip(1) + run
+    on = on & (before.minimum(after) - level < DIP)
+
+    starts = starts_of(on, moved)
+    ends = starts_of(on.flip(1), F.pad(moved[:, 1:], (0, 1)).flip(1)).flip(1)
+    clip, first = starts.nonzero(as_tuple=True)
+    last = ends.nonzero(as_tuple=True)[1]
+    keep = last - first >= shortest - 1
+    return clip[keep], first[keep], last[keep]
+
+
+def find_tones(waves, shortest=6):
+    """Waveforms (B, S) at 16 kHz -> Tones.
+
+    A tone is a run of at least `shortest` frames, 2 or more, with a peak over the noise around it,
+    not 16 dB under the clip's loudest, that stays where it is. Its pitch is the FFT peak of the
+    whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is near,
+    if a second peak, other than an overtone, is nearly as high, if the peak is lost in noise,
+    or if most of the clip's tones are UNKNOWN."""
+    waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
+    clip, first, last = find_runs(waves, shortest)
+    if not len(clip):
+        nothing = clip.float()
+        return Tones(clip, clip, nothing, nothing, nothing, nothing)
+
+    # One FFT for each tone, over at most LONGEST samples about its middle
+    begin = first * HOP + WINDOW // 4  # in the padded waveform
+    length = (last - first) * HOP + WINDOW // 2
+    n = length.clamp(max=LONGEST)[:, None]
+    i = torch.arange(LONGEST, device=waves.device)
+    middle = clip * waves.shape[1] + begin + (length - n[:, 0]) // 2
+    sound = waves.flatten()[middle[:, None] + i.minimum(n - 1)]
+    taper = torch.sin(math.pi * (i + 0.5) / n).square() * (i < n)
+    power = power_of(sound * taper)
+    power[:, :DEAF * LONGEST // N_FFT] = 0
+    k = power[:, 1:-1].argmax(1) + 1
+    log = power.clamp(min=1e-20).log()
+    left, top, right = (log.gather(1, (k + j)[:, None])[:, 0] for j in (-1, 0, 1))
+    shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
+    hertz = (k + shift) * (SAMPLE_RATE / LONGEST)
+
+    # Is it one steady tone? Its own peak is wider if it is short; its overtones are lower.
+    bins = torch.arange(power.shape[1], device=k.device)
+    wide = (2 * LONGEST // n).clamp(min=6)
+    k = k[:, None]
+    own = (bins - k).abs() <= wide
+    overtone = (bins % k).minimum(-bins % k) <= wide
+    highest = power.amax(1).clamp(min=1e-20)
+    others = power * ~own * torch.where(overtone, 0.5, 1)
+    second = others.amax(1) / highest
+    inside = (power * (own | overtone)).sum(1) / power.sum(1).clamp(min=1e-20)
+
+    # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
+    def of_clip(x):
+        """(M,) -> sums over each waveform's tones, (M,)"""
+        return torch.zeros(len(waves), device=k.device).index_add(0, clip, x)[clip]
+
+    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
+    off = torch.atan2(of_clip(angle.sin()), of_clip(angle.cos())) * SPACING / (2 * math.pi)
+    tuned = hertz - LOWEST - off
+    symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
+    error = (tuned - SPACING * symbol).abs()
+    clear = (error.maximum(off.abs()) <= TOLERANCE) & (second < HIGHEST_OTHER)
+    clear = clear & (inside > LEAST_INSIDE)
+    # Where most are none it is speech or music.
+    clear = clear & (of_clip(clear.float()) >= of_clip(torch.ones_like(hertz)) / 2)
+    return Tones(
+        clip=clip,
+        symbol=torch.where(clear, symbol, UNKNOWN),
+        # Three frames find a tone one frame early, and one late.
+        start=(begin + HOP - WINDOW // 2).clamp(min=0) / SAMPLE_RATE,
+        length=(length - 2 * HOP).clamp(min=HOP) / SAMPLE_RATE,
+        hertz=hertz,
+        level=decibels(highest) + 20 * torch.log10(2 / taper.sum(1)),
+    )
+
+
+def transcribe(waves, shortest=6):
+    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol. Tones as in
+    find_tones."""
+    tones = find_tones(waves, shortest)
+    rows = [[] for _ in waves]
+    for clip, symbol in zip(tones.clip.tolist(), tones.symbol.tolist(), strict=True):
+        rows[clip].append(symbol)
+    return [decode(row) for row in rows]
