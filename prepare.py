@@ -226,7 +226,7 @@ def real_noise(n_samples, chance):
 
 class Room(NamedTuple):
     """Echoes after each of K delays in samples (K,) and their gains (B, K); each repeats what the
-    ones before have left, which makes 2^K. tail (B, 1): the amplitude of all of them"""
+    ones before have left, which makes 2^K. tail (B, 1) is the share of them all that is heard."""
     delays: torch.Tensor
     gains: torch.Tensor
     tail: torch.Tensor

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import prepare
-from conditions import SOUNDS
-from prepare import make_batch, make_rhythm, max_samples, play, split_batches
+from prepare import make_batch
 from score import transcribe
 from tasks import (
     REST,
@@ -22,7 +20,6 @@ from tasks import (
     bucket_of,
     decode,
     draw,
-    encode,
     insert_pauses,
     so_far,
     solve,
@@ -393,79 +390,3 @@ def test_whose_question_it_is(text, names, says):
 def test_a_task_is_asked_for_what_it_can_do(task, wishes):
     wanted = taken(task, level=1.0, aloud=True, pairs=True, mixed_symbols=0.4)
     assert set(wanted) == wishes
-
-
-# --- sound ---
-
-def test_the_synthesizer_plays_what_its_docstring_says():
-    symbols = torch.tensor([encode('A9%'), [REST, *encode('(0')]])
-    rhythm = make_rhythm(2, 3, gen())
-    wanted = np.zeros((2, 6400 * 2))
-    for i in range(2):
-        for j in range(3):
-            start, length, detune, amplitude, phase, end = (float(x[i, j]) for x in rhythm[:6])
-            assert 0.09 <= length <= 0.11 and 0.045 <= end - start - length <= 0.055
-            first = int(np.ceil(start * 16000))
-            n = np.arange(int(length * 16000) + 1)
-            t = n / 16000
-            fade = np.sin(np.clip(np.minimum(t, length - t) / 0.005, 0, 1) * np.pi / 2) ** 2
-            hertz = 400 + 100 * int(symbols[i, j]) + detune
-            tone = amplitude * fade * np.sin(2 * np.pi * hertz * t + phase)
-            if symbols[i, j] != REST:
-                wanted[i, first + n] += tone
-    found = play(symbols, rhythm, wanted.shape[1]).double().numpy()
-    assert np.abs(found - wanted).max() < 1e-3
-    assert np.abs(wanted).max() > 0.5
-
-
-def test_what_sounds_at_a_time():
-    symbols = torch.tensor([encode('AB'), [REST, *encode('C')]])
-    rhythm = make_rhythm(2, 2, gen())
-    found = prepare.sounding_at(symbols, rhythm, 40, 0.01, 0.003)
-    for i in range(2):
-        for k in range(40):
-            time, wanted = 0.003 + 0.01 * k, REST
-            for j in range(2):
-                if 0 <= time - float(rhythm.start[i, j]) < float(rhythm.length[i, j]):
-                    wanted = int(symbols[i, j])
-            assert found[i, k] == wanted
-
-
-def test_splits_are_the_same_every_time_whatever_is_asked_beside():
-    def questions(n, *seed):
-        return torch.cat([b.question for b in split_batches('mod', 'iid', n, *seed)])
-
-    assert torch.equal(questions(60), questions(73)[:60])
-    assert not torch.equal(questions(60), questions(60, 1))
-
-
-@pytest.mark.parametrize('task', TASKS)
-def test_question_and_answer_of_a_batch_are_what_the_scorer_hears(task):
-    b = make_batch(task, 'train', 64, gen(7))
-    assert transcribe(b.question) == texts_of(b.asked)
-    assert transcribe(b.answer) == texts_of(b.wanted)
-    assert b.question.shape[1] % prepare.BLOCK == 0
-    assert b.lengths.max() <= b.question.shape[1] <= max_samples(b.asked.shape[1])
-    silent = torch.arange(b.question.shape[1]) >= b.lengths[:, None]
-    assert (b.answer * silent).abs().max() == 0  # the window holds the whole answer
-
-
-def test_an_answer_of_another_question_is_as_long():
-    b = make_batch('mirror', 'train', 64, gen(7), shuffled=True)
-    pairs = list(zip(transcribe(b.question), transcribe(b.answer), strict=True))
-    assert sorted(q for q, _ in pairs) == sorted(a for _, a in pairs)
-    assert sum(q == a for q, a in pairs) < 10
-
-
-def test_controls_change_what_they_say():
-    b = make_batch('mirror', 'train', 30, gen())
-    asked = texts_of(b.asked)
-    spoilt = {name: SOUNDS[name](b) for name in ('phase', 'noise', 'longer', 'shorter')}
-    for name in ('phase', 'longer', 'shorter'):
-        assert transcribe(spoilt[name].question) == asked, name
-    assert (spoilt['phase'].question - b.question).abs().mean() > 0.1
-    assert (spoilt['longer'].lengths > b.lengths).all()
-    assert (spoilt['shorter'].lengths < b.lengths).all()
-    noise = spoilt['noise'].question
-    assert float(noise.square().mean()) == pytest.approx(float(b.question.square().mean()), 0.05)
-    assert not set(''.join(transcribe(noise))) - {'?'}

@@ -9,9 +9,7 @@ import pytest
 
 import figures
 from files import write_wav
-from prepare import play_text, split_batches
-from score import transcribe
-from tasks import decode
+from prepare import play_text
 from tests.helpers import is_png, output, refusal, run_here, tiny_model
 
 
@@ -63,23 +61,6 @@ def test_a_run_without_scores_is_named(tmp_path, capsys):
     assert last.endswith("none of these runs has a scores.json; score.py makes it")
 
 
-@pytest.mark.parametrize('label', figures.WORSE)
-def test_worse_sound_begins_with_what_is_no_trouble(label):
-    b = next(split_batches('mirror', 'iid', 10))
-    values, worse = figures.WORSE[label]
-    mildest = values[0] if 'rate' not in label else 16000
-    assert transcribe(worse(b, mildest).question) == [decode(row) for row in b.asked]
-    for x in values:
-        assert len(worse(b, x).question) == 10
-
-
-def test_another_tempo_and_rate_are_heard_by_the_scorer():
-    b = next(split_batches('mirror', 'iid', 10))
-    asked = [decode(row) for row in b.asked]
-    assert transcribe(figures.replayed(b, tempo=0.8).question) == asked
-    assert transcribe(figures.through_file(b, 8000).question) == asked
-
-
 def test_spectrogram_of_several_sounds(tmp_path, capsys):
     for i, text in enumerate(('17%5', '2')):
         write_wav(str(tmp_path / f'00{i}_pass_{i}.wav'), play_text(text))
@@ -99,9 +80,10 @@ def test_robustness_of_a_model(trained, tmp_path, capsys):
     picture = tmp_path / 'r.png'
     text = output(capsys, 'figures.py', '--what=robustness', trained, '--num_samples=1',
                   f'--out={picture}')
-    points = sum(len(values) for values, _ in figures.WORSE.values())
-    lines = [line for line in text.splitlines() if line.startswith('mirror, ')]
-    assert len(lines) == points
+    drawn = [line.split()[1].rstrip(':') for line in text.splitlines() if 'mirror, ' in line]
+    kinds = {sound.split('_')[0] for sound in drawn}
+    assert len(drawn) > 50
+    assert {'white', 'echo', 'tempo', 'off', 'sawtooth', 'clicks'} <= kinds
     assert is_png(picture)
 
 

@@ -8,6 +8,8 @@ import os
 import random
 import re
 import resource
+import struct
+import sys
 import time
 
 import numpy as np
@@ -91,8 +93,8 @@ def wavs(tmp_path_factory):
 
 @pytest.mark.parametrize('name, says', [
     ('missing', 'there is no such file'),
-    ('empty', 'not a whole WAV file'),
-    ('text', 'not a whole WAV file'),
+    ('empty', 'this file cannot be read; make it a WAV file of PCM or float samples'),
+    ('text', 'this file cannot be read'),
     ('cut', 'not a whole WAV file'),
     ('header', 'not a whole WAV file'),
     ('short', 'not a whole WAV file'),
@@ -115,8 +117,75 @@ def test_a_bad_wav_gets_a_sentence(name, says, wavs, tmp_path, trained, capsys):
 def test_silence_is_no_question(wavs, trained, capsys):
     path = wavs / 'silence.wav'
     asked = [f'--out_dir={trained}', f'--wav={path}']
-    assert 'no tone can be heard' in refusal(capsys, 'sample.py', *asked)
+    assert 'nothing can be heard in it' in refusal(capsys, 'sample.py', *asked)
     assert '(silence)' in output(capsys, 'score.py', path)
+
+
+def pcm_wav(samples, form, size=None, kind=b'RIFF', more=b'', riff_size=None):
+    """A WAV file whose header says what it likes"""
+    head = b'WAVE' + more + b'fmt ' + len(form).to_bytes(4, 'little') + form
+    head += b'data' + (len(samples) if size is None else size).to_bytes(4, 'little')
+    whole = len(head) + len(samples) if riff_size is None else riff_size
+    return kind + whole.to_bytes(4, 'little') + head + samples
+
+
+FORM = struct.pack('<HHIIHH', 1, 1, 16000, 32000, 2, 16)
+EXTENSIBLE = struct.pack('<HHIIHHHHIH14s', 0xfffe, 1, 16000, 64000, 4, 32, 22, 24, 4, 1,
+                         bytes.fromhex('000000001000800000aa00389b71'))
+
+
+@pytest.mark.parametrize('kind, header', [
+    ('streamed 0', {'size': 0}),
+    ('streamed 2 GB', {'size': 0x7fffffff}),
+    ('streamed 4 GB', {'size': 0xffffffff, 'riff_size': 0xffffffff}),
+    ('size of RIFF off', {'riff_size': 77}),
+    ('RF64', {'kind': b'RF64', 'size': 0xffffffff,
+              'more': b'ds64' + (28).to_bytes(4, 'little') + bytes(28)}),
+    ('24 bits in 32', {'form': EXTENSIBLE}),
+])
+@pytest.mark.parametrize('with_soundfile', [True, False])
+def test_headers_as_recorders_write_them(kind, header, with_soundfile, tmp_path, monkeypatch):
+    if not with_soundfile:
+        monkeypatch.setitem(sys.modules, 'soundfile', None)
+    wave = play_text('17%5')
+    wide = header.get('form') == EXTENSIBLE
+    samples = (wave.numpy() * 32767).astype('<i2')
+    if wide:
+        samples = (wave.numpy() * (2 ** 31 - 1)).astype('<i4') & ~255
+    path = tmp_path / 'a.wav'
+    path.write_bytes(pcm_wav(samples.tobytes(), **{'form': FORM, **header}))
+    assert transcribe(read_wav(str(path))[None]) == ['17%5']
+
+
+@pytest.mark.parametrize('ending, how', [
+    ('flac', {}), ('ogg', {}), ('mp3', {}), ('aiff', {}), ('wav', {'subtype': 'ULAW'}),
+    ('wav', {'subtype': 'ALAW'}), ('wav', {'subtype': 'PCM_24'}), ('wav', {'subtype': 'IMA_ADPCM'}),
+])
+def test_other_formats_are_read(ending, how, tmp_path):
+    soundfile = pytest.importorskip('soundfile')
+    path = str(tmp_path / f'a.{ending}')
+    soundfile.write(path, play_text('17%5').numpy(), 16000, **how)
+    assert transcribe(read_wav(path)[None]) == ['17%5']
+
+
+@pytest.mark.parametrize('start, kind', [
+    (b'\x00\x00\x00\x20ftypM4A ', 'M4A or MP4'), (b'\x1aE\xdf\xa3webm', 'WebM'),
+    (b'#!AMR\n', 'AMR'), (b'MThd', 'MIDI'), (b'\xff\xf1', 'AAC'), (b'fLaC', 'FLAC'),
+])
+def test_what_cannot_be_read_is_named(start, kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'soundfile', None)
+    path = tmp_path / 'a.wav'
+    path.write_bytes(start + bytes(500))
+    with pytest.raises(ValueError, match=f'this {kind} file .*pip install soundfile'):
+        read_wav(str(path))
+
+
+def test_channels_that_cancel(tmp_path):
+    wave = play_text('17%5').numpy()
+    for name, columns in {'inverted': [wave, -wave], 'one': [0 * wave, wave]}.items():
+        path = str(tmp_path / f'{name}.wav')
+        wavfile.write(path, 16000, np.stack(columns, 1))
+        assert transcribe(read_wav(path)[None]) == ['17%5']
 
 
 def test_floats_that_were_never_scaled_are_read(tmp_path):
