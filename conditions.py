@@ -1,16 +1,14 @@
 """
-What can be done to the questions of a test. Each function takes a batch and gives it back, changed.
-
-SOUNDS has their names: controls, which show what the answers depend on, and what rooms, players,
-instruments and telephones make of tones. 'real' is what training with sound = 'real' hears.
+What can be done to the questions of a test: controls, which show what the answers depend on, and
+what rooms, players, instruments and telephones make of tones. SOUNDS has their names; 'real' is
+what training with sound = 'real' hears. Each function takes a batch and gives it back, changed.
 """
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from prepare import BLOCK, LOUDNESS, SAMPLE_RATE, TONE_RMS, play
+from prepare import BLOCK, LOUDNESS, SAMPLE_RATE, TONE_RMS, gain, play
 
 
 def generator_of(b):
@@ -62,15 +60,17 @@ def add(b, sound):
     return b._replace(question=b.question + sound)
 
 
-def noise_at(b, db, pink=False):
-    """White or pink noise. The power of the tones over that of the noise is so many dB."""
-    noise = white(b)
-    if pink:
-        spectrum = torch.fft.rfft(noise)
-        bins = torch.arange(spectrum.shape[1], device=noise.device).clamp(min=1)
-        noise = torch.fft.irfft(spectrum / bins.sqrt(), n=noise.shape[1])
-        noise /= noise.std()
-    return add(b, TONE_RMS * 10 ** (-db / 20) * noise)
+def white_noise(b, db):
+    """The power of the tones is so many dB over that of the noise."""
+    return add(b, TONE_RMS * gain(-db) * white(b))
+
+
+def pink_noise(b, db):
+    """Noise of as much power in each octave"""
+    spectrum = torch.fft.rfft(white(b))
+    bins = torch.arange(spectrum.shape[1], device=spectrum.device).clamp(min=1)
+    noise = torch.fft.irfft(spectrum / bins.sqrt(), n=b.question.shape[1])
+    return add(b, TONE_RMS * gain(-db) * noise / noise.std())
 
 
 def echo(b, seconds):
@@ -102,6 +102,7 @@ def telephone(b, high):
 def file_rate(b, rate):
     """As read from a file of another sample rate"""
     from scipy.signal import resample_poly
+    rate = int(rate)
     there = resample_poly(b.question.double().cpu().numpy(), rate, SAMPLE_RATE, axis=1)
     back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
     question = torch.from_numpy(back[:, :b.question.shape[1]])
@@ -114,10 +115,6 @@ def mu_law(b):
     x = b.question.clamp(-1, 1)
     code = (x.sign() * torch.log1p(255 * x.abs()) / math.log(256) * 128).round() / 128
     return b._replace(question=code.sign() * torch.expm1(code.abs() * math.log(256)) / 255)
-
-
-def offset(b, level):
-    return add(b, level)
 
 
 def hum(b, hertz):
@@ -149,7 +146,7 @@ def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtone
         length=r.length * slower,
         end=end,
         detune=r.detune + off + each * spread[1],
-        amplitude=r.amplitude * 10 ** (loudness * spread[2] / 20),
+        amplitude=r.amplitude * gain(loudness * spread[2]),
         overtones=torch.tensor(overtones, device=end.device).expand(len(end), -1),
     )
     n_samples = math.ceil(float(end.amax()) * SAMPLE_RATE / BLOCK) * BLOCK
@@ -160,39 +157,62 @@ def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtone
 
 
 def louder(b, db):
-    return b._replace(question=b.question * 10 ** (db / 20))
+    return b._replace(question=b.question * gain(db))
 
 
-def series(name, values, change, key):
-    """{'white_20': change with key=20, ...}"""
-    return {f'{name}_{x:g}': partial(change, **{key: x}) for x in values}
-
-
-SOUNDS = {
-    'clean': None,
-    'real': None,  # prepare.make_batch draws it
+# Amplitudes of the second harmonic, the third, ...
+INSTRUMENTS = {
+    'square': [1 / k if k % 2 else 0.0 for k in range(2, 16)],
+    'sawtooth': [1 / k for k in range(2, 16)],
+    'piano': [gain(-6 * k) for k in range(1, 6)],
+}
+CHANGES = {
     'phase': other_phases,
     'noise': noise_for_tones,
     'longer': longer,
     'shorter': shorter,
-    **series('white', (20, 10, 5, 0, -5, -10), noise_at, 'db'),
-    **series('pink', (20, 10, 5, 0, -5), partial(noise_at, pink=True), 'db'),
-    **series('echo', (0.1, 0.2, 0.4, 0.8), echo, 'seconds'),
-    **series('tempo', (1.6, 1.5, 1.25, 1, 0.8, 0.6, 0.5), replayed, 'tempo'),
-    **series('gap', (0.5, 0.2, 0.05, 0.03, 0.015), replayed, 'gap'),
-    **series('uneven', (0.1, 0.25), replayed, 'uneven'),
-    **series('off', (-45, -40, -20, 0, 20, 40, 45), replayed, 'off'),
-    **series('each', (0, 10, 20), replayed, 'each'),
-    **series('loudness', (0, 3, 6), replayed, 'loudness'),
-    **series('volume', (0, -10, -20, -26), louder, 'db'),
-    'square': partial(replayed, overtones=[1 / k if k % 2 else 0.0 for k in range(2, 16)]),
-    'sawtooth': partial(replayed, overtones=[1 / k for k in range(2, 16)]),
-    'piano': partial(replayed, overtones=[10 ** (-6 * k / 20) for k in range(1, 6)]),
-    **series('clipped', (0.5, 0.2, 0.1, 0.05), clipped, 'share'),
-    **series('telephone', (5000, 3400, 3000), telephone, 'high'),
-    **series('rate', (48000, 44100, 22050, 11025, 8000), file_rate, 'rate'),
-    'mu_law': mu_law,
-    **series('offset', (0.1, 0.2), offset, 'level'),
-    **series('hum', (50, 60), hum, 'hertz'),
-    **series('clicks', (1, 5), clicks, 'a_second'),
+    'white': white_noise,
+    'pink': pink_noise,
+    'echo': echo,
+    'clipped': clipped,
+    'telephone': telephone,
+    'rate': file_rate,
+    'mulaw': mu_law,
+    'offset': add,
+    'hum': hum,
+    'clicks': clicks,
+    'volume': louder,
 }
+# How much of it: what is after the _ in a sound's name, from good to bad
+VALUES = {
+    'white': '20 10 5 0 -5 -10',
+    'pink': '20 10 5 0 -5',
+    'echo': '0.1 0.2 0.4 0.8',
+    'tempo': '1.6 1.5 1.25 1 0.8 0.6 0.5',
+    'gap': '0.5 0.2 0.05 0.03 0.015',
+    'uneven': '0.1 0.25',
+    'off': '-45 -40 -20 0 20 40 45',
+    'each': '0 10 20',
+    'loudness': '0 3 6',
+    'volume': '0 -10 -20 -26',
+    'clipped': '0.5 0.2 0.1 0.05',
+    'telephone': '5000 3400 3000',
+    'rate': '48000 44100 22050 11025 8000',
+    'offset': '0.1 0.2',
+    'hum': '50 60',
+    'clicks': '1 5',
+}
+SOUNDS = ['clean', 'real', 'phase', 'noise', 'longer', 'shorter', 'mulaw', *INSTRUMENTS]
+SOUNDS += [f'{kind}_{x}' for kind in VALUES for x in VALUES[kind].split()]
+
+
+def change(b, sound):
+    """A batch and one of SOUNDS -> the batch with its questions played so"""
+    kind, _, value = sound.partition('_')
+    if kind in ('clean', 'real'):  # prepare.make_batch makes them
+        return b
+    if kind in INSTRUMENTS:
+        return replayed(b, overtones=INSTRUMENTS[kind])
+    if kind not in CHANGES:
+        return replayed(b, **{kind: float(value)})
+    return CHANGES[kind](b, float(value)) if value else CHANGES[kind](b)

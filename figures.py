@@ -242,7 +242,7 @@ KINDS = {
     'telephone': 'telephone: 300 Hz to (Hz)',
     'other': 'others:',
 }
-OTHERS = 'clean', 'square', 'sawtooth', 'piano', 'mu_law', 'offset_0.2', 'hum_50', 'clicks_5'
+OTHERS = 'clean', 'square', 'sawtooth', 'piano', 'mulaw', 'offset_0.2', 'hum_50', 'clicks_5'
 
 
 def robustness(model, trained_on, path, n):

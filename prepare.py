@@ -153,6 +153,10 @@ OVERTONES = 4
 COLOURS = 8         # octaves of noise
 
 
+def gain(decibels):
+    return 10 ** (decibels / 20)
+
+
 class Chance:
     """Random numbers for each of n examples"""
 
@@ -180,11 +184,14 @@ def real_rhythm(rhythm, last, n_samples, chance):
     each = 1 + chance.uniform(-0.25, 0.25, slots) * chance.some(0.3)
     length = rhythm.length * each
     gap = (rhythm.end - rhythm.start - rhythm.length) * each
-    gap = gap * torch.where(chance.some(0.3), chance.log_uniform(*GAPS) / GAP, 1.0)
+    wider = chance.log_uniform(*GAPS) / GAP
+    gap = gap * torch.where(chance.some(0.3), wider, 1.0)
     lead = rhythm.start[:, :1]
     needed = (length + gap).cumsum(1).gather(1, last[:, None])
-    tempo = torch.where(chance.some(0.6), chance.log_uniform(*TEMPO), 1.0)
-    tempo = tempo.minimum((n_samples / SAMPLE_RATE - lead) / needed)
+    room = n_samples / SAMPLE_RATE - lead
+    tempo = chance.log_uniform(*TEMPO)
+    tempo = torch.where(chance.some(0.6), tempo, 1.0)
+    tempo = tempo.minimum(room / needed)
     fits = tempo >= TEMPO[0]
     length = tempo * length
     gap = tempo * gap
@@ -194,21 +201,30 @@ def real_rhythm(rhythm, last, n_samples, chance):
 
     # Pitch: the instrument is out of tune, or each tone is. Loudness, timbre.
     tuned = chance.some(0.7)
-    detune = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-47, 47))
-    detune = detune + rhythm.detune * torch.where(tuned & chance.some(0.4), 5, 1)
-    decibels = chance.uniform(-6, 6, slots)
-    amplitude = torch.where(chance.some(0.4), LOUDNESS * 10 ** (decibels / 20), rhythm.amplitude)
-    amplitude = amplitude * 10 ** (chance.uniform(-0.5, 0) * chance.some(0.3))
+    off = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-47, 47))
+    each = torch.where(tuned & chance.some(0.4), 5, 1)
+    uneven = LOUDNESS * gain(chance.uniform(-6, 6, slots))
+    amplitude = torch.where(chance.some(0.4), uneven, rhythm.amplitude)
+    fainter = chance.uniform(-10, 0) * chance.some(0.3)
     order = torch.arange(2, 2 + OVERTONES, device=start.device)
-    overtones = chance.uniform(0, 1.1, OVERTONES) / order * chance.some(0.4)
-    return Rhythm(start, length, detune, amplitude, rhythm.phase, end, overtones)
+    overtones = chance.uniform(0, 1.1, OVERTONES) / order
+    return Rhythm(
+        start=start,
+        length=length,
+        detune=off + each * rhythm.detune,
+        amplitude=amplitude * gain(fainter),
+        phase=rhythm.phase,
+        end=end,
+        overtones=overtones * chance.some(0.4),
+    )
 
 
 def coloured(white, each):
     """White noise (B, S) -> a sum of octaves, (B, S), of which each has its amplitude in (B, K). In
     an octave a number stays for twice as long as in the one above."""
     at = torch.arange(white.shape[1], device=white.device)
-    return sum(each[:, k:k + 1] * white[:, at >> k] for k in range(each.shape[1]))
+    octaves = [white[:, at >> k] for k in range(each.shape[1])]
+    return sum(a * octave for a, octave in zip(each[:, None].unbind(2), octaves, strict=True))
 
 
 def real_noise(n_samples, chance):
@@ -217,11 +233,13 @@ def real_noise(n_samples, chance):
     each = chance.uniform(0, 1, COLOURS) * ~chance.some(0.4)
     each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
     each = each / each.square().sum(1, keepdim=True).sqrt()
-    decibels = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
+    under = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
+    level = TONE_RMS * gain(-under)
     white = torch.randn(chance.n, n_samples, **chance.how)
-    noise = coloured(white, each * TONE_RMS * 10 ** (-decibels / 20))
-    at = (n_samples * chance.uniform(0, 1, 6)).long().clamp(max=n_samples - 1)
-    return noise.scatter_add(1, at, chance.uniform(-1, 1, 6) * chance.some(0.15))
+    noise = coloured(white, level * each)
+    at = (n_samples * chance.uniform(0, 1, 6)).long()
+    clicks = chance.uniform(-1, 1, 6) * chance.some(0.15)
+    return noise.scatter_add(1, at.clamp(max=n_samples - 1), clicks)
 
 
 class Room(NamedTuple):
@@ -239,7 +257,7 @@ def draw_room(chance):
     delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
     gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.2))
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
-    tail = 10 ** (-chance.uniform(0, 24) / 20) * energy.rsqrt()
+    tail = gain(chance.uniform(-24, 0)) * energy.rsqrt()
     signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
     return Room((delays * SAMPLE_RATE).long(), gains * signs, tail)
 
@@ -281,10 +299,11 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     """n examples of a split, or part of them, rendered. The generator lives on `device`, except
     for the splits that must be the same anywhere: give those a CPU generator and move the batch.
     shuffled=True gives every question another's answer."""
+    chance = Chance(n, generator, device)
     asked, wanted = draw(task, split, n, generator, device, **override)
     slots = asked.shape[1]
     if shuffled:
-        wanted = wanted[torch.rand(n, generator=generator, device=device).argsort()]
+        wanted = wanted[chance.uniform(0, 1)[:, 0].argsort()]
     rhythm = make_rhythm(n, slots, generator, device)
     n_samples = max_samples(slots)
 
@@ -293,20 +312,20 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     at = torch.arange(slots, device=asked.device)
     last = torch.where((asked != REST) | (wanted != REST), at, 0).amax(1)
     if split == 'train':
-        share = torch.rand(n, generator=generator, device=last.device) ** 3
+        share = chance.uniform(0, 1)[:, 0] ** 3
         last += (share * (slots - last)).long()
 
-    chance = Chance(n, generator, device)
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
         room = draw_room(chance)
-        noise = real_noise(n_samples, chance)[part]
+        noise = real_noise(n_samples, chance)
     else:
         level = chance.uniform(0, NOISE)
-        noise = (level * torch.randn(n, n_samples, generator=generator, device=device))[part]
+        noise = level * torch.randn(n, n_samples, **chance.how)
 
     asked = asked[part]
     wanted = wanted[part]
+    noise = noise[part]
     last = last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
     end = (rhythm.end * SAMPLE_RATE).round().long()

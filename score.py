@@ -22,10 +22,10 @@ import configurator
 import files
 import prepare
 from checkpoint import load_checkpoint
-from conditions import SOUNDS
+from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from tasks import REST, TASKS, decode, split_names, taken
+from tasks import REST, TASKS, decode, split_names
 from think import converse, reply
 from transcribe import find_tones, transcribe
 
@@ -140,8 +140,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
     confused = Counter()
     override['sound'] = 'real' if sound == 'real' else 'clean'
     for b in prepare.split_batches(task, split, n, seed, device, **override):
-        if SOUNDS[sound]:
-            b = SOUNDS[sound](b)
+        b = change(b, sound)
         answers, passes = converse(model, b.question, b.lengths, think)
         stopped += int((passes < think).sum())
         wants = [decode(row) for row in b.wanted]
@@ -196,20 +195,21 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
 
 
 @torch.compiler.set_stance('force_eager')  # other shapes than in training: not worth compiling
-def validate(model, tasks, aloud, levels, n, seed, device, think, sound):
-    """Exact match on n validation questions of each task, of the difficulty reached and out of
-    distribution -> {task: (val, val_ood)}"""
+def validate(model, tasks, aloud, n, seed, device, think, sound):
+    """n validation questions of each task -> {'val': {task: exact match}, 'val_ood': the same out
+    of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last two of val"""
     model.eval()
     fast = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # long counts need the digits
-    found = {}
+    found = {'val': {}, 'val_ood': {}, 'token_accuracy': {}, 'edit_distance': {}}
     for task in tasks:
         passes = think if task in aloud else 1
-        near = evaluate(model, task, 'val', n, seed, device, passes, sound=sound,
-                        **taken(task, level=float(levels[task])))
-        far = evaluate(model, task, 'val_ood', n, seed, device, passes, sound=sound,
-                       **taken(task, level=1.0))
-        found[task] = near['exact_match'], far['exact_match']
+        for split in ('val', 'val_ood'):
+            r = evaluate(model, task, split, n, seed, device, passes, sound)
+            found[split][task] = r['exact_match']
+            if split == 'val':
+                found['token_accuracy'][task] = r['token_accuracy']
+                found['edit_distance'][task] = r['edit_distance']
     torch.backends.cuda.matmul.allow_tf32 = fast
     model.train()
     return found

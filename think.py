@@ -42,8 +42,9 @@ def converse(model, question, lengths=None, think=1):
     passes = torch.zeros_like(lengths)
     answers = []
     # A recording may be faint.
-    loudest = s.magnitude(s.stft(F.pad(question, (0, -n_samples % HOP)))).amax((1, 2))
-    question = question * (LOUDEST / loudest.clamp(min=0.01))[:, None]
+    heard = s.stft(F.pad(question, (0, -n_samples % HOP)))
+    loudest = s.magnitude(heard).amax((1, 2)).clamp(min=0.01)
+    question = question * (LOUDEST / loudest)[:, None]
 
     def loudness(spectrum):
         """(B, frames, 2, F) -> (B, T, F), the mean magnitude in each token"""

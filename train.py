@@ -17,7 +17,6 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, fields
 
 import torch
@@ -28,12 +27,12 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import configurator
-import files
 import prepare
 from checkpoint import load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
+from files import fresh_folder
 from kernels import capture, compile_parts, kernel_missing
-from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention
+from model import HOP, CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention
 from score import validate
 from tasks import REST, SYMBOLS, TASKS, n_so_far, so_far, taken
 
@@ -48,8 +47,7 @@ init_from = 'scratch'    # or resume
 tasks = 'mirror'         # some of tasks/, with a comma between them
 mix = 'error'            # draw tasks by what validation still gets wrong; or fixed shares: 1,1,2
 mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
-curriculum = 'none'      # adaptive (harder once validation passes promote), linear (for half), none
-promote = 0.9            # exact match, of validation questions of the difficulty reached
+curriculum = 0.0         # share of the updates in which the difficulty rises, to its full level
 pauses = '0'             # silent slots put into a training question, at most: for all tasks or each
 mixed_symbols = 0.0      # mirror: share of symbols drawn from those of all tasks, not from letters
 sound = 'clean'          # or real: other tempos and instruments, rooms, noise (see prepare.py)
@@ -93,13 +91,12 @@ pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
-choices(config, sound=('clean', 'real'), curriculum=('adaptive', 'linear', 'none'),
-        init_from=('scratch', 'resume'),
+choices(config, sound=('clean', 'real'), init_from=('scratch', 'resume'),
         dtype=('auto', 'float32', 'bfloat16'), ssd=('auto', 'torch', 'mamba_ssm'))
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
-       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, promote=0, w_frames=0, w_wave=0,
-       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), mixed_symbols=(0, 1), seed=SEEDS)
+       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,
+       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1), seed=SEEDS)
 try:
     c = JMambaConfig(n_symbols=len(SYMBOLS), n_so_far=n_so_far(),
                      **{key: config[key] for key in model_settings})
@@ -126,7 +123,7 @@ if world > 1:
 if rank:  # only the first process talks
     sys.stdout = open(os.devnull, 'w')
 dtype = configurator.pick_dtype(dtype, kind)
-amp = nullcontext() if dtype == 'float32' else torch.autocast(kind, getattr(torch, dtype))
+amp = torch.autocast(kind, getattr(torch, dtype), dtype != 'float32')
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 generator = torch.Generator(device).manual_seed(seed)  # of the examples
@@ -143,7 +140,7 @@ try:
     else:
         model = MiniJMamba(c).to(device)
         if not rank:  # what an earlier run left must not pass for this one's
-            files.fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
+            fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
     log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
 except ValueError as e:
@@ -160,10 +157,9 @@ groups = [{'params': matrices, 'weight_decay': weight_decay},
 lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
 optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
-iter_num, best, seconds = 0, [-1.0, -1.0], 0.0
+iter_num, best, seconds = 0, -1.0, 0.0
 wrong = {t: 1.0 for t in names}  # share of the validation questions
-# How far the difficulty of each task has risen; on the device, as a CUDA graph reads it there
-levels = {t: torch.tensor(float(curriculum == 'none'), device=device) for t in names}
+level = torch.ones((), device=device)  # of difficulty; a CUDA graph reads it there
 if init_from == 'resume':
     try:
         saved = checkpoint['optimizer']
@@ -174,8 +170,6 @@ if init_from == 'resume':
         turns.setstate((3, tuple(checkpoint['turns']), None))
         iter_num, best, seconds = (checkpoint[k] for k in ('iter_num', 'best', 'seconds'))
         wrong = checkpoint['wrong']
-        for t in names:
-            levels[t].fill_(checkpoint['levels'][t])
     except Exception:  # of any kind, if the file is damaged
         fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
 
@@ -188,8 +182,7 @@ def save(name):
         'tones': {c: prepare.LOWEST + prepare.SPACING * i for i, c in enumerate(SYMBOLS)},
         'provenance': configurator.provenance(), 'optimizer': optimizer.state_dict(),
         'generator': generator.get_state(), 'turns': list(turns.getstate()[1]), 'wrong': wrong,
-        'levels': {t: float(x) for t, x in levels.items()}, 'iter_num': iter_num, 'best': best,
-        'seconds': seconds,
+        'iter_num': iter_num, 'best': best, 'seconds': seconds,
     }
     path = os.path.join(out_dir, name)
     try:
@@ -247,7 +240,7 @@ def losses(frames, logits, so_far_logits, batch, hidden, task):
 
 def examples(task):
     """For each forward of an update: batch, frames that may be generated, Hiding or None"""
-    wishes = taken(task, level=levels[task], pairs=task in hiding, mixed_symbols=mixed_symbols)
+    wishes = taken(task, level=level, pairs=task in hiding, mixed_symbols=mixed_symbols)
     # All processes draw every batch alike, and each takes its part.
     part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     for _ in range(gradient_accumulation_steps):
@@ -255,10 +248,8 @@ def examples(task):
                                    sound, aloud=task in spoken, pauses=pauses_of[task], **wishes)
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
-            hop = c.token // c.patch
-            n_frames = batch.question.shape[1] // hop
-            may_generate = ~prepare.repeats_at(batch.asked, batch.wanted, batch.rhythm, n_frames,
-                                               hop / prepare.SAMPLE_RATE)
+            n_frames = batch.question.shape[1] // HOP
+            may_generate = ~prepare.repeats_at(*batch[4:], n_frames, HOP / prepare.SAMPLE_RATE)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden
@@ -342,9 +333,8 @@ while iter_num < max_iters and not ended:
     done = 1
     odds = shares or {t: max(wrong[t], mix_floor) for t in names}
     task = turns.choices(names, [odds[t] for t in names])[0]
-    if curriculum == 'linear':
-        for level in levels.values():
-            level.fill_(min(1, 2 * iter_num / max_iters))
+    if curriculum:
+        level.fill_(min(1, iter_num / (curriculum * max_iters)))
     if not cuda_graphs:
         numbers = step(task, examples(task))
     else:
@@ -383,29 +373,22 @@ while iter_num < max_iters and not ended:
 
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
-        exact = [None if rank else validate(model, names, spoken, levels, eval_samples, seed + 1,
-                                            device, think, sound)]
+        found = [None if rank else validate(model, names, spoken, eval_samples, seed + 1, device,
+                                            think, sound)]
         if world > 1:  # what follows from it must be the same everywhere
-            dist.broadcast_object_list(exact)
-        exact, = exact  # {task: (in distribution, out of it)}
-        wrong = {t: 1 - (a + b) / 2 for t, (a, b) in exact.items()}
-        reached = {t: float(x) for t, x in levels.items()}
-        score = [min(reached.values()), 1 - sum(wrong.values()) / len(wrong)]  # full level first
+            dist.broadcast_object_list(found)
+        found, = found  # {'val': {task: exact match}, 'val_ood': ..., ...}
+        right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
+        wrong = {t: 1 - x for t, x in right.items()}
+        score = sum(right.values()) / len(right)
         better = score >= best
         best = max(best, score)
         seconds, clock = seconds + time.time() - clock, time.time()
-        row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': reached, 'odds': odds,
-               'val': {t: a for t, (a, _) in exact.items()},
-               'val_ood': {t: b for t, (_, b) in exact.items()}}
-        print(json.dumps(row), file=log_file)
-        shown = ', '.join(f"{t} {a:.4f} {b:.4f}" for t, (a, b) in exact.items())
-        if curriculum != 'none':
-            shown += ', at levels ' + ', '.join(f"{x:.2f}" for x in reached.values())
+        row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': float(level), 'odds': odds}
+        print(json.dumps({**row, **found}), file=log_file)
+        shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
         bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of "
                   f"distribution: {shown} | {seconds:.1f} s")
-        if curriculum == 'adaptive':
-            for t, (a, _) in exact.items():
-                levels[t].add_(0.25 * (a >= promote)).clamp_(max=1)
         if better:  # first: a run that is killed in between does this evaluation again
             save('best.pt')
         save('ckpt.pt')

@@ -45,13 +45,14 @@ def decibels(power):
     return 10 * torch.log10(power.clamp(min=1e-30))
 
 
-def noise_around(power, reach):
+def noise_around(power, reach=AROUND):
     """Power (..., F) -> the geometric mean of the bins within `reach`, which one tone changes
     little; of fewer at low pitches, as many on either side, as noise may fall off"""
     bins = torch.arange(power.shape[-1], device=power.device)
-    near = (bins - bins[:, None]).abs() <= (bins - reach // 5).clamp(0, reach)
-    near = near.float()
-    return (power.clamp(min=1e-10).log() @ (near / near.sum(0).clamp(min=1))).exp()
+    reach = (bins - DEAF).clamp(0, reach)
+    near = (bins - bins[:, None]).abs() <= reach
+    weights = near / near.sum(0)
+    return (power.clamp(min=1e-10).log() @ weights).exp()
 
 
 def starts_of(on, moved):
@@ -63,31 +64,38 @@ def find_runs(waves, shortest):
     """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
     (M,) each"""
     window = torch.hann_window(WINDOW, device=waves.device)
+    window = 2 * window / window.sum()  # a tone peaks at the square of its amplitude
     frames = waves.unfold(1, WINDOW, HOP) * window
-    power = power_of(F.pad(frames, (0, N_FFT - WINDOW))) * (2 / window.sum()) ** 2  # (B, T, 257)
+    power = power_of(F.pad(frames, (0, N_FFT - WINDOW)))  # (B, T, 257)
     power[..., :DEAF] = 0
     # Over three frames noise varies less than a tone does.
-    smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
+    by_bin = power.transpose(1, 2)
+    smooth = F.avg_pool1d(by_bin, 3, 1, 1, count_include_pad=False).transpose(1, 2)
     peak, at = smooth.max(-1)
+
+    def at_peak(x):
+        """(B, T, 257) -> (B, T)"""
+        return x.gather(-1, at[..., None])[..., 0]
+
     level = decibels(peak)
-    noise = decibels(noise_around(smooth, AROUND).gather(-1, at[..., None])[..., 0])
+    noise = decibels(at_peak(noise_around(smooth)))
     loudest = level.amax(1, keepdim=True)
     on = (level > -60) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
     moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
 
     # The same tone again: the level dips, and rises as high as before, or is as high again.
-    briefly = decibels(power.gather(-1, at[..., None])[..., 0])
+    briefly = decibels(at_peak(power))
     steady = loudest - noise.median(1, keepdim=True).values < STEADY
     level = torch.where(steady, level, level.minimum(briefly))
     level = torch.where(on, level, -300.0)
-    run = 1000.0 * starts_of(on, moved).cumsum(1)  # keeps the maxima of each run apart
+    run = 1000 * starts_of(on, moved).cumsum(1).double()  # keeps the maxima of each run apart
     before = (level + run).cummax(1).values - run
     after = (level - run).flip(1).cummax(1).values.flip(1) + run
     on = on & (before.minimum(after) - level < DIP)
 
-    starts = starts_of(on, moved)
-    ends = starts_of(on.flip(1), F.pad(moved[:, 1:], (0, 1)).flip(1)).flip(1)
-    clip, first = starts.nonzero(as_tuple=True)
+    moves = F.pad(moved[:, 1:], (0, 1))  # after this frame
+    ends = starts_of(on.flip(1), moves.flip(1)).flip(1)
+    clip, first = starts_of(on, moved).nonzero(as_tuple=True)
     last = ends.nonzero(as_tuple=True)[1]
     keep = last - first >= shortest - 1
     return clip[keep], first[keep], last[keep]
@@ -130,9 +138,11 @@ def find_tones(waves, shortest=6):
     own = (bins - k).abs() <= wide
     overtone = (bins % k).minimum(-bins % k) <= wide
     highest = power.amax(1).clamp(min=1e-20)
-    others = power * ~own * torch.where(overtone, 0.5, 1)
-    second = others.amax(1) / highest
-    inside = (power * (own | overtone)).sum(1) / power.sum(1).clamp(min=1e-20)
+    weight = torch.where(overtone, 0.5, 1)
+    second = (power * weight * ~own).amax(1)
+    inside = (power * (own | overtone)).sum(1)
+    clear = second < HIGHEST_OTHER * highest
+    clear = clear & (inside > LEAST_INSIDE * power.sum(1))
 
     # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
     def of_clip(x):
@@ -140,14 +150,16 @@ def find_tones(waves, shortest=6):
         return torch.zeros(len(waves), device=k.device).index_add(0, clip, x)[clip]
 
     angle = 2 * math.pi / SPACING * (hertz - LOWEST)
-    off = torch.atan2(of_clip(angle.sin()), of_clip(angle.cos())) * SPACING / (2 * math.pi)
+    mean = torch.atan2(of_clip(angle.sin()), of_clip(angle.cos()))
+    off = SPACING / (2 * math.pi) * mean
     tuned = hertz - LOWEST - off
     symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
     error = (tuned - SPACING * symbol).abs()
-    clear = (error.maximum(off.abs()) <= TOLERANCE) & (second < HIGHEST_OTHER)
-    clear = clear & (inside > LEAST_INSIDE)
+    clear = clear & (error <= TOLERANCE) & (off.abs() <= TOLERANCE)
     # Where most are none it is speech or music.
-    clear = clear & (of_clip(clear.float()) >= of_clip(torch.ones_like(hertz)) / 2)
+    n_clear = of_clip(clear.float())
+    n_tones = of_clip(torch.ones_like(hertz))
+    clear = clear & (n_clear >= n_tones / 2)
     return Tones(
         clip=clip,
         symbol=torch.where(clear, symbol, UNKNOWN),

@@ -138,7 +138,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--mix=0', 'mix must leave a share to one of the tasks'),
     ('--mix=1e308', 'mix takes a number from 0 to 10000'),
     ('--mix_floor=0', 'mix_floor must be at least 0.001'),
-    ('--curriculum=steep', 'curriculum is adaptive or linear or none'),
+    ('--sound=loud', 'sound is clean or real'),
     ('--aloud=mirror', 'aloud'),
     ('--batch_size=0', 'batch_size must be at least 1'),
     ('--seed=-1', 'seed must be at least 0'),

@@ -62,7 +62,7 @@ def folder(tmp_path_factory, config):
     """Where a tiny model of it has been trained"""
     out = tmp_path_factory.mktemp('out') / 'echo2'
     code, _ = run_here('train.py', config, *TRAIN, '--pauses=2', '--hide=0.5',
-                       '--curriculum=adaptive', '--test_samples=0', f'--out_dir={out}')
+                       '--curriculum=0.5', '--test_samples=0', f'--out_dir={out}')
     assert code == 0
     return out
 

@@ -91,18 +91,18 @@ def change_batches(monkeypatch):
 
 def test_training_resumes_where_it_stopped(tmp_path):
     whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-    flags = [*ALL_TASKS, '--pauses=2', '--hide=0.5', '--think=2', '--curriculum=adaptive',
-             '--promote=0']
+    flags = [*ALL_TASKS, '--pauses=2', '--hide=0.5', '--think=2', '--curriculum=1',
+             '--sound=real']
     assert train_here(*flags, f'--out_dir={whole}') == 0
     assert train_here(*flags, f'--out_dir={halves}', '--max_iters=3') == 0
     run('train.py', *UNTESTED, *flags, f'--out_dir={halves}', '--init_from=resume')
     a, b = checkpoint_in(whole), checkpoint_in(halves)
     assert same_weights(a, b)
-    assert a['levels'] == b['levels'] == dict.fromkeys(('mirror', 'bracket', 'mod'), 0.5)
     assert (a['wrong'], a['best']) == (b['wrong'], b['best'])
     for x, y in zip(log_of(whole), log_of(halves), strict=True):
         assert x | {'seconds': 0} == y | {'seconds': 0}
-    assert [level['mod'] for level in log_of(whole, 'level')] == [0, 0.25]
+    low, high = log_of(whole, 'level')
+    assert 0 < low < high < 1
 
 
 def test_the_optimizer_takes_the_settings_of_the_run_that_resumes(tmp_path):
@@ -152,21 +152,20 @@ def test_a_run_does_not_pass_off_an_earlier_one(tmp_path, capsys):
 
 def test_fixed_shares_of_tasks_and_a_difficulty_that_rises_with_time(tmp_path):
     flags = [*ALL_TASKS, '--max_iters=30', '--eval_interval=15', '--log_interval=1', '--think=1',
-             '--batch_size=2', '--eval_samples=1', '--mix=1,0,3', '--curriculum=linear']
+             '--batch_size=2', '--eval_samples=1', '--mix=1,0,3', '--curriculum=0.5']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
     turns = log_of(tmp_path, 'task')
     assert 0 < turns.count('mirror') < turns.count('mod')
     assert turns.count('bracket') == 0
     assert log_of(tmp_path, 'odds') == [{'mirror': 1, 'bracket': 0, 'mod': 3}] * 2
-    levels = [level['mod'] for level in log_of(tmp_path, 'level')]
-    assert levels == pytest.approx([2 * 14 / 30, 1])
+    assert log_of(tmp_path, 'level') == pytest.approx([2 * 14 / 30, 1])
 
 
 def test_tasks_are_drawn_by_what_is_wrong(tmp_path, monkeypatch):
     right = {'mirror': 1.0, 'bracket': 0.5, 'mod': 0.0}
 
     def evaluate(model, task, *args, **more):
-        return {'exact_match': right[task]}
+        return dict.fromkeys(('exact_match', 'token_accuracy', 'edit_distance'), right[task])
 
     monkeypatch.setattr(score, 'evaluate', evaluate)
     flags = [*ALL_TASKS, '--max_iters=60', '--eval_interval=30', '--log_interval=1',

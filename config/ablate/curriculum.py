@@ -1,3 +1,3 @@
-# Difficulty rises with what has been learned.
+# The difficulty rises over the first half of the updates.
 base('ablate/nothing')
-curriculum = 'adaptive'
+curriculum = 0.5
