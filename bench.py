@@ -425,7 +425,7 @@ def bench_scorer():
     wave = play(symbols, make_rhythm(500, 20, g), max_samples(20))  # (500, S)
     wanted = [decode(row) for row in symbols]
     power = wave[wave != 0].square().mean()  # of the tones, without the gaps
-    for db in (10, 0, -5, math.inf):  # the last is clean
+    for db in (10, 0, -5, -10, math.inf):  # the last is clean
         amplitude = (power * 10 ** (-db / 10)).sqrt()
         noisy = wave + amplitude * torch.randn(wave.shape, generator=g)
         wrong = sum(map(edit_distance, transcribe(noisy), wanted))

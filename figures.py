@@ -312,7 +312,7 @@ def counting(model, path):
             if net is untrained:
                 style = {'linestyle': ':', 'color': '0.6', 'marker': ''}
             for ax, hits in ((left, depth_right), (right, below_right)):
-                hits = 100 * hits.double().mean(0)  # (N,)
+                hits = 100 * hits[:, :length].double().mean(0)
                 ax.plot(range(1, length + 1), hits, **style)
                 print(f"{name}, length {length}, {ax.get_title()}: {hits.mean():.1f} % right")
             never = 100 * (1 - targets[..., 1].mean())

@@ -64,6 +64,7 @@ try:
         tasks = [task]
 
     if start:
+        played = play_text(start, seed)
         wanted = solve(task_of(start, tasks), start)
     if wav:
         wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
@@ -74,7 +75,7 @@ try:
         else:
             questions.append((wave, transcribe(wave[None])[0], ''))
     elif start:
-        questions.append((play_text(start, seed), start, wanted))
+        questions.append((played, start, wanted))
     else:
         drawn = [(name, part) for name in tasks for part in split_names(name, split)]
         if not drawn:

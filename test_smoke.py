@@ -101,7 +101,10 @@ def test_sample_plays_a_question_and_a_recording_of_it(trained, capsys):
 
     text = output(capsys, 'sample.py', f'--out_dir={trained.folder}',
                   f"--wav={samples / '000_question.wav'}", f"--sample_dir={trained.folder / 'b'}")
-    assert 'asked ABCA, wanted ABCA, heard' in text
+    assert 'the scorer heard ABCA asked, and' in text
+    text = output(capsys, 'sample.py', f'--out_dir={trained.folder}', '--start=ABBA',
+                  f"--wav={samples / '000_question.wav'}", f"--sample_dir={trained.folder / 'b'}")
+    assert 'asked ABBA, wanted ABBA, heard' in text
     table = output(capsys, 'score.py', samples / '000_question.wav', '--verbose=true')
     table = table.splitlines()
     assert table[0].endswith('ABCA')
@@ -120,7 +123,7 @@ def test_sample_answers_a_question_through_a_pipe_when_it_ends(trained, tmp_path
     p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     p.stdin.write(data)
     p.stdin.flush()  # and the pipe stays open
-    assert b'asked ABBA, wanted ABBA' in p.stdout.readline()
+    assert b'the scorer heard ABBA asked' in p.stdout.readline()
     p.stdin.close()
     p.stdout.read()
     assert p.wait() == 0
@@ -196,7 +199,8 @@ def test_a_mistake_is_one_line_on_the_command_line():
     ('prepare.py', ['--num_samples=0'], "num_samples must be at least 1, not 0"),
     ('sample.py', ['--out_dir=nowhere'], "there is no nowhere/ckpt.pt; train a model"),
     ('sample.py', ['--init_from=release', '--start=Az'], "'z' is not a symbol"),
-    ('sample.py', ['--init_from=release', '--start=5%0'], "'5%0' is not a question of mod"),
+    ('sample.py', ['--init_from=release', '--start=5A', '--task=mod'],
+     "'5A' is not a question of mod"),
     ('score.py', ['nowhere.wav'], "nowhere.wav: there is no such file"),
     ('score.py', ['--sound=x'], "sound is clean or real or phase or noise or"),
     ('figures.py', [], "name the WAV files, or the folders of runs, to draw"),

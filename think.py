@@ -43,7 +43,7 @@ def converse(model, question, lengths=None, think=1):
     answers = []
     # A recording may be faint.
     heard = s.stft(F.pad(question, (0, -n_samples % HOP)))
-    loudest = s.magnitude(heard).amax((1, 2)).clamp(min=0.01)
+    loudest = s.magnitude(heard).amax((1, 2)).clamp(min=5e-4)
     question = question * (LOUDEST / loudest)[:, None]
 
     def loudness(spectrum):

@@ -96,7 +96,8 @@ choices(config, sound=('clean', 'real'), init_from=('scratch', 'resume'),
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,
-       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1), seed=SEEDS)
+       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
+       seed=SEEDS)
 try:
     c = JMambaConfig(n_symbols=len(SYMBOLS), n_so_far=n_so_far(),
                      **{key: config[key] for key in model_settings})

@@ -80,7 +80,7 @@ def find_runs(waves, shortest):
     level = decibels(peak)
     noise = decibels(at_peak(noise_around(smooth)))
     loudest = level.amax(1, keepdim=True)
-    on = (level > -60) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
+    on = (level > -80) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
     moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
 
     # The same tone again: the level dips, and rises as high as before, or is as high again.

@@ -102,7 +102,8 @@ def number(q, mask):
     that each slot's digit counts (B, N), for up to 18 digits"""
     behind = mask.flip(1).cumsum(1).flip(1) - mask.long()
     power = 10 ** behind.clamp(max=18)
-    return torch.where(mask, (q - ZERO) * power, 0).sum(1, keepdim=True), power
+    worth = torch.where(mask, (q - ZERO) * power, 0)
+    return worth.sum(1, keepdim=True), power
 
 
 def digits_of(x, power):
@@ -139,9 +140,10 @@ def next_line(q):
     # Or write A, which is then no longer than B, in the place of B.
     last = n_percent[:, -1:]
     sounds = in_a.any(1, keepdim=True) | (last == 1)
-    zero = torch.where((a == 0) & sounds & (b_power == 1), ZERO, digits_of(a, b_power))
+    is_zero = (a == 0) & (b_power == 1) & sounds
+    moved = torch.where(is_zero, ZERO, digits_of(a, b_power))
     dropped = torch.where(n_percent > 1, q, REST)
-    dropped = torch.where(in_b, zero, dropped)
+    dropped = torch.where(in_b, moved, dropped)
 
     line = torch.where(power > 0, less, dropped)
     line = torch.where(b == 0, no_answer(q), line)
@@ -151,25 +153,27 @@ def next_line(q):
 def answer(q):
     """Rows (B, N) -> answers (B, N), at once; A may have any number of digits"""
     digit, n_percent = parts(q)
+    in_a = digit & (n_percent == 0)
     b, power = number(q, digit & (n_percent == 1))
     left = torch.zeros_like(b)
     for i in range(q.shape[1]):
         now = slice(i, i + 1)
         longer = (10 * left + q[:, now] - ZERO) % b.clamp(min=1)
-        left = torch.where((digit & (n_percent == 0))[:, now], longer, left)
+        left = torch.where(in_a[:, now], longer, left)
     none = b == 0
     end = power
+    steps = n_percent[:, -1:]
     for k in range(2, q.shape[1] // 2 + 2):
-        asked = n_percent[:, -1:] >= k
+        asked = steps >= k
         b, power = number(q, digit & (n_percent == k))
         left = torch.where(asked & (b > 0), left % b.clamp(min=1), left)
         none = none | asked & (b == 0)
         end = torch.where(asked, power, end)
-    last = n_percent == n_percent[:, -1:]
-    shown = torch.where((left == 0) & (end == 1), ZERO, digits_of(left, end))
-    shown = torch.where(digit & last, shown, REST)
+    shown = digits_of(left, end)
+    shown = torch.where((left == 0) & (end == 1), ZERO, shown)
+    shown = torch.where(digit & (n_percent == steps), shown, REST)
     shown = torch.where(none, no_answer(q), shown)
-    return torch.where(n_percent[:, -1:] == 0, q, shown)
+    return torch.where(steps == 0, q, shown)
 
 
 def so_far(q):
@@ -183,7 +187,8 @@ def so_far(q):
     for c in q.unbind(1):
         is_percent = c == PERCENT
         none = none | is_percent & (left >= 0) & (number == 0)
-        left = torch.where(is_percent, torch.where(left < 0, number, remainder), left)
+        after = torch.where(left < 0, number, remainder)
+        left = torch.where(is_percent, after, left)
         longer = torch.where(c < 0, number, 10 * number + c - ZERO)
         number = torch.where(is_percent, 0, longer)
         remainder = left % number.clamp(min=1)
@@ -284,13 +289,15 @@ def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), ste
 
     # No answer: one of the divisors is 0, or is missing.
     which = randint(0 * n_ops, n_ops - 1, generator)[first]
-    spoilt = torch.where(is_kind['no_answer'], which, -1)[:, None] == torch.arange(k, device=device)
+    which = torch.where(is_kind['no_answer'], which, -1)
+    spoilt = torch.arange(k, device=device) == which[:, None]
     b = torch.where(spoilt, 0, b)
-    b_length = torch.where(spoilt, between(0, 1)[first][:, None], b_length)
+    zero_or_none = between(0, 1)[first][:, None]
+    b_length = torch.where(spoilt, zero_or_none, b_length)
     # Zeros in front, and an A that has gone silent
     has_zeros = is_kind['zeros'] | is_kind['no_answer']
     a_zeros = torch.where(is_kind['zeros'], between(0, 2), 0)
-    b_zeros = torch.where(has_zeros[:, None] & used, between(0, 1, k)[first], 0)
+    b_zeros = torch.where(has_zeros[:, None], between(0, 1, k)[first], 0) * used
     if kind == 'zeros':
         as_asked = a_zeros + b_zeros.sum(1) > 0
     if aloud:

@@ -30,6 +30,18 @@ def solve(text):
     return text[::-1]
 
 
-longer = {'val_ood': dict(low=11, high=11), 'ood_length_12': dict(low=12, high=12)}
-splits = {'train': {}, 'val': {}, 'iid': {}, **longer}
-task = Task('reverse', LETTERS, 'ABC', draw, splits, answer, solve)
+task = Task(
+    name='reverse',
+    symbols=LETTERS,
+    example='ABC',
+    draw=draw,
+    answer=answer,
+    solve=solve,
+    splits={
+        'train': {},
+        'val': {},
+        'val_ood': dict(low=11, high=11),
+        'iid': {},
+        'ood_length_12': dict(low=12, high=12),
+    },
+)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
-from model import POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
+from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
 from prepare import Hiding, make_batch, make_rhythm, play, play_text
 from score import transcribe
 from tasks import decode, encode
@@ -165,7 +165,9 @@ def test_a_faint_remainder_is_played_as_silence():
     torch.nn.init.zeros_(model.frames.weight)
     torch.nn.init.constant_(model.gate.bias, -20)
     for level, silent in ((0.9, True), (1.5, False)):  # log magnitudes, as all over the model
-        torch.nn.init.constant_(model.frames.bias, level)
+        bias = torch.zeros(model.config.patch, N_BINS)
+        bias[:, 20] = level
+        model.frames.bias.data = bias.flatten()
         answers, _ = converse(model, torch.rand(1, 8000, generator=gen()))
         assert bool((answers[0] == 0).all()) == silent
 
@@ -175,15 +177,15 @@ def test_what_is_played_again_does_not_wear_out():
     b = make_batch('mirror', 'val', 16, gen())
     wave, clean = b.question, b.answer
     noisy = s.log(s.magnitude(s.stft(wave)))
-    kept, tone = s.squelch(noisy), noisy.amax(2) > 1
+    kept, tone = s.squelch(noisy), noisy.amax(2) > 2
     assert (noisy > 0.01).float().mean() > 0.5
     assert (kept > 0).float().mean() < 0.15
-    assert torch.equal(kept.amax(2), noisy.amax(2) * tone)
+    assert torch.equal(kept.amax(2)[tone], noisy.amax(2)[tone])
     for _ in range(20):  # as if all of it were pointed at
         heard = s.stft(wave)
         wave = s.wave(s.exp(s.squelch(s.log(s.magnitude(heard)))), heard)
         off = ((wave - clean).square().mean() / clean.square().mean()).sqrt()
-        assert off < 0.08
+        assert off < 0.1
     assert transcribe(wave) == [decode(row) for row in b.asked]
 
 

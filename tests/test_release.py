@@ -27,9 +27,12 @@ def test_accuracy_depends_on_the_tones_alone(sound, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize('flags, says', [
-    (['--start=987%65%7'], 'heard 5: 987%65%7 -> 337%65%7 -> 12%65%7 -> 12%7 -> 5%7 -> 5\n'),
+    (['--start=987%325%7'],
+     'heard 5: 987%325%7 -> 662%325%7 -> 337%325%7 -> 12%325%7 -> 12%7 -> 5%7 -> 5\n'),
     (['--start=(()())'], 'heard V'),
     (['--start=(()'], 'heard X'),
+    (['--start=12%'], 'wanted X, heard X'),
+    (['--start=0098'], 'wanted 0098, heard 0098'),
     (['--start=CABB'], 'asked CABB, wanted CABB, heard CABB\n'),
     (['--start=LKLK'], 'heard LKLK'),
     (['--start=((((()))))', '--think=2'], 'not finished'),
@@ -45,7 +48,7 @@ def test_a_recording_is_answered_however_faint(gain, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     write_wav('recording.wav', gain * play_text('987%65%7'))
     text = release(capsys, 'sample.py', '--wav=recording.wav')
-    assert 'asked 987%65%7, wanted 5, heard 5' in text
+    assert 'the scorer heard 987%65%7 asked, and 5 answered' in text
 
 
 def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):

@@ -213,7 +213,7 @@ def test_a_right_answer_counts(monkeypatch):
     plays(monkeypatch, wanted)
     found = score.evaluate(None, 'mirror', 'iid', 1)
     assert found == {'exact_match': 1, 'token_accuracy': 1, 'edit_distance': 0, 'wire': 1, 'n': 1,
-                     'distinct': 1, 'mistakes': []}
+                     'distinct': 1, 'mistakes': [], 'shortcuts': {}, 'confused': {}}
 
 
 def test_a_wrong_answer_is_reported(monkeypatch):

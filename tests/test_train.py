@@ -91,7 +91,7 @@ def change_batches(monkeypatch):
 
 def test_training_resumes_where_it_stopped(tmp_path):
     whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-    flags = [*ALL_TASKS, '--pauses=2', '--hide=0.5', '--think=2', '--curriculum=1',
+    flags = [*ALL_TASKS, '--pauses=2', '--hide=0.5', '--think=2',
              '--sound=real']
     assert train_here(*flags, f'--out_dir={whole}') == 0
     assert train_here(*flags, f'--out_dir={halves}', '--max_iters=3') == 0
@@ -101,8 +101,6 @@ def test_training_resumes_where_it_stopped(tmp_path):
     assert (a['wrong'], a['best']) == (b['wrong'], b['best'])
     for x, y in zip(log_of(whole), log_of(halves), strict=True):
         assert x | {'seconds': 0} == y | {'seconds': 0}
-    low, high = log_of(whole, 'level')
-    assert 0 < low < high < 1
 
 
 def test_the_optimizer_takes_the_settings_of_the_run_that_resumes(tmp_path):
@@ -188,7 +186,8 @@ def test_what_may_be_generated_is_what_is_new(task, tmp_path):
                      for x in (b.asked, b.wanted))
     off = (asked - wanted).abs().amax(2)
     assert off[~may_generate].max() < 0.01
-    assert may_generate.any() == (off > 0.2)[may_generate].any() == (task != 'mirror')
+    assert may_generate.any()
+    assert (off > 0.2)[may_generate].any() == (task != 'mirror')
     if task == 'bracket':
         assert hidden is None
     else:
