@@ -202,7 +202,12 @@ VALUES = {
     'hum': '50 60',
     'clicks': '1 5',
 }
-SOUNDS = ['clean', 'real', 'phase', 'noise', 'longer', 'shorter', 'mulaw', *INSTRUMENTS]
+SOUNDS = [
+    'clean', 'real',
+    'phase', 'noise', 'longer', 'shorter',
+    'mulaw',
+    *INSTRUMENTS,
+]
 SOUNDS += [f'{kind}_{x}' for kind in VALUES for x in VALUES[kind].split()]
 
 
