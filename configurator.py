@@ -12,6 +12,7 @@ script with one line and exit code 2. --help prints the settings with their comm
 """
 import difflib
 import errno
+import math
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import types
 from importlib.metadata import version
 
@@ -139,14 +141,21 @@ def run_script(script, *flags):
 
 
 def catch_signals():
-    """From now on Ctrl-C and SIGTERM only ask for an end -> the list that their numbers go to"""
+    """From now on Ctrl-C and SIGTERM only ask for an end -> the list that their numbers go to. A
+    second later they end at once; until then they are the same request, as timeout asks twice."""
     stop = []
+    asked_at = math.inf
 
     def on_signal(number, frame):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)  # the second time is not asked twice
-        # print() must not interrupt a print().
-        os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
+        nonlocal asked_at
+        if not stop:
+            stop.append(number)
+            asked_at = time.monotonic()
+            # print() must not interrupt a print().
+            os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
+        elif time.monotonic() > asked_at + 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)

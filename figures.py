@@ -3,6 +3,7 @@ Every picture.
 
 $ python figures.py question.wav answer.wav      # spectrograms, with the symbols that are heard
 $ python figures.py out/*                        # a table of runs' test results, and its chart
+$ python figures.py --what=curves out/mirror     # how training went
 $ python figures.py --what=passes release        # accuracy by how often it may hear its own answer
 $ python figures.py --what=robustness release    # accuracy in noise, echo, at other tempos, ...
 $ python figures.py --what=counting release      # can the depth of brackets be read off the states?
@@ -225,6 +226,38 @@ def passes(runs, task, path):
     save(fig, path)
 
 
+def curves(folders, path):
+    """Draw the loss of the symbols, smoothed, and validation, out of distribution dotted, against
+    updates, for each run and task"""
+    fig = Figure(figsize=(9, 3.8), layout='constrained')
+    left, right = fig.subplots(1, 2)
+    plain(left, xlabel='updates', ylabel='loss of the symbols', yscale='log')
+    plain(right, xlabel='updates', ylabel='exact match in validation (%)', ylim=(-3, 103))
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, 'log.jsonl')) as f:
+                rows = [json.loads(line) for line in f]
+            trained = [row for row in rows if 'symbols' in row]
+            checked = [row for row in rows if 'val' in row]
+            tasks = checked[0]['val'] if checked else {row['task'] for row in trained}
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"{folder} has no log.jsonl; train.py writes it") from None
+        for task in tasks:
+            name = task if len(folders) == 1 else f"{folder}: {task}"
+            seen = [row for row in trained if row['task'] == task]
+            losses = [row['symbols'] for row in seen]
+            width = max(1, len(losses) // 50)
+            smooth = np.convolve(losses, np.ones(width) / width, 'valid')
+            at = [row['iter'] for row in seen[width - 1:]]
+            line, = left.plot(at, smooth, label=name, marker='')
+            at = [row['iter'] for row in checked]
+            for split, style in (('val', '-'), ('val_ood', ':')):
+                right.plot(at, [100 * row[split][task] for row in checked], style,
+                           color=line.get_color())
+    left.legend(frameon=False)
+    save(fig, path)
+
+
 # --- what a model makes of worse sound ---
 
 # Kinds of conditions.SOUNDS, in words: title and measure
@@ -347,7 +380,7 @@ if __name__ == '__main__':
     named = [a for a in dict.fromkeys(sys.argv[1:]) if a not in flags]
     configure(globals(), flags)
     bounds(globals(), num_samples=1)
-    kinds = 'spectrogram', 'table', 'passes', 'robustness', 'counting', 'pointer'
+    kinds = 'spectrogram', 'table', 'curves', 'passes', 'robustness', 'counting', 'pointer'
     choices(globals(), what=('', *kinds), task=TASKS)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
@@ -366,6 +399,8 @@ if __name__ == '__main__':
             runs = load_scores(named)
             table(runs)
             chart(runs, out)
+        elif what == 'curves':
+            curves(named, out)
         elif what == 'passes':
             passes(load_scores(named), task, out)
         elif len(named) > 1:

@@ -257,6 +257,10 @@ def print_row(task, split, r, verbose):
     if r['shortcuts']:
         tried = ', '.join(f"{name} {share:.3f}" for name, share in r['shortcuts'].items())
         print(f"{'':25} shortcuts: {tried}")
+    if r['confused']:
+        most = Counter(r['confused']).most_common(6)
+        shown = ', '.join(f"{pair[1]} for {pair[0]} {times}" for pair, times in most)
+        print(f"{'':25} heard {shown}")
     if 'passes' in r:
         after = ', '.join(f"{k}: {v:.3f}" for k, v in r['by_passes'].items())
         used = ', '.join(f"{k}: {v:.1f}" for k, v in r['passes_by_lines'].items())

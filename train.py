@@ -42,7 +42,7 @@ eval_interval = 50       # iterations
 log_interval = 10
 eval_samples = 100       # questions of each validation split of each task
 test_samples = 1000      # questions of each test split at the end; 0 skips the tests
-init_from = 'scratch'    # or resume
+init_from = 'scratch'    # or resume; or weights to go on from: release, or the folder of a run
 # data
 tasks = 'mirror'         # some of tasks/, with a comma between them
 mix = 'error'            # draw tasks by what validation still gets wrong; or fixed shares: 1,1,2
@@ -91,8 +91,8 @@ pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
-choices(config, sound=('clean', 'real'), init_from=('scratch', 'resume'),
-        dtype=('auto', 'float32', 'bfloat16'), ssd=('auto', 'torch', 'mamba_ssm'))
+choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
+        ssd=('auto', 'torch', 'mamba_ssm'))
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,
@@ -130,18 +130,23 @@ torch.backends.cuda.matmul.allow_tf32 = True
 generator = torch.Generator(device).manual_seed(seed)  # of the examples
 turns = random.Random(seed)                            # of the tasks
 try:
-    if init_from == 'resume':
-        model, checkpoint = load_checkpoint(out_dir, device, 'resume')
+    if init_from == 'scratch':
+        model = MiniJMamba(c).to(device)
+    else:
+        known = init_from if init_from in ('resume', 'release') else 'out_dir'
+        folder = out_dir if init_from == 'resume' else init_from
+        model, checkpoint = load_checkpoint(folder, device, known)
         model.train()
         was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
-        for key in {'tasks', 'aloud', 'curriculum', 'seed', *asdict(c)} - {'ssd'}:
+        fixed = {'tasks', 'aloud', 'curriculum', 'seed'} if init_from == 'resume' else set()
+        for key in fixed | asdict(c).keys() - {'ssd'}:
             if was[key] != now[key]:
-                fail(f"{out_dir} was trained with {key}={was[key]}; to resume, leave it so")
+                fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
         model.config.ssd = c.ssd
-    else:
-        model = MiniJMamba(c).to(device)
-        if not rank:  # what an earlier run left must not pass for this one's
-            fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
+        if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
+            fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
+    if init_from != 'resume' and not rank:  # what an earlier run left must not pass for this one's
+        fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
     log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
 except ValueError as e:
@@ -405,12 +410,13 @@ torch.cuda.empty_cache()
 if world > 1:
     dist.destroy_process_group()
 if ended:
-    again = shlex.join([a for a in sys.argv if a != '--init_from=resume'] + ['--init_from=resume'])
+    again = [a for a in sys.argv if not a.startswith('--init_from=')] + ['--init_from=resume']
     runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
-    print(f"stopped at iteration {iter_num}; go on with: {runner} {again}")
+    print(f"stopped at iteration {iter_num}; go on with: {runner} {shlex.join(again)}")
     sys.exit(128 + (stop or [signal.SIGTERM])[0])
 n_examples = iter_num * batch_size * gradient_accumulation_steps
-print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s")
+memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'cuda' else ''
+print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s{memory}")
 
 # --- what it learned: the two commands a user would run ---
 if test_samples and not rank:

@@ -76,6 +76,13 @@ def test_the_pointer(tmp_path):
         figures.pointer(tiny_model(pointer=False), str(tmp_path / 'p.png'))
 
 
+def test_curves_of_a_run(trained, tmp_path, capsys):
+    picture = tmp_path / 'c.png'
+    output(capsys, 'figures.py', '--what=curves', trained, f'--out={picture}')
+    assert is_png(picture) and picture.stat().st_size > 9000
+    assert 'has no log.jsonl' in refusal(capsys, 'figures.py', '--what=curves', tmp_path)
+
+
 def test_robustness_of_a_model(trained, tmp_path, capsys):
     picture = tmp_path / 'r.png'
     text = output(capsys, 'figures.py', '--what=robustness', trained, '--num_samples=1',
@@ -88,7 +95,7 @@ def test_robustness_of_a_model(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('what, says', [
-    ('beauty', 'what is spectrogram or table or passes or robustness or counting or pointer'),
+    ('beauty', 'what is spectrogram or table or curves or passes or robustness or counting or'),
     ('counting', 'counting is for a model of bracket, not of mirror'),
     ('spectrogram', 'cannot be read'),
 ])

@@ -142,7 +142,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--aloud=mirror', 'aloud'),
     ('--batch_size=0', 'batch_size must be at least 1'),
     ('--seed=-1', 'seed must be at least 0'),
-    ('--init_from=best', 'scratch or resume'),
+    ('--init_from=best', 'there is no best'),
     ('--dtype=float16', 'auto or float32 or bfloat16'),
     ('--ssd=fast', 'auto or torch or mamba_ssm'),
     ('--patch=3', 'patch must divide 40'),

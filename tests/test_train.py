@@ -19,6 +19,7 @@ import torch
 
 import prepare
 import score
+from checkpoint import load_checkpoint
 from model import JMambaConfig, MiniJMamba
 from prepare import play
 from tests.helpers import (
@@ -111,14 +112,29 @@ def test_the_optimizer_takes_the_settings_of_the_run_that_resumes(tmp_path):
 
 
 @pytest.mark.parametrize('flag, says', [
-    ('--d_model=64', 'was trained with d_model=32; to resume, leave it so'),
-    ('--tasks=mod', 'was trained with tasks=mirror; to resume, leave it so'),
-    ('--seed=3', 'was trained with seed=1337; to resume, leave it so'),
+    ('--d_model=64', 'was trained with d_model=32; to go on, leave it so'),
+    ('--tasks=mod', 'was trained with tasks=mirror; to go on, leave it so'),
+    ('--seed=3', 'was trained with seed=1337; to go on, leave it so'),
 ])
 def test_a_run_resumes_as_it_was_begun(flag, says, trained, capsys):
     before = (trained / 'ckpt.pt').read_bytes()
     flags = [*UNTESTED, f'--out_dir={trained}', '--init_from=resume', flag]
     assert says in refusal(capsys, 'train.py', *flags)
+    assert (trained / 'ckpt.pt').read_bytes() == before
+
+
+def test_weights_go_on_with_another_task(trained, tmp_path, capsys):
+    before = (trained / 'ckpt.pt').read_bytes()
+    flags = [f'--init_from={trained}', '--tasks=reverse', '--learning_rate=0', '--min_lr=0']
+    assert train_here(*flags, f'--out_dir={tmp_path}') == 0
+    assert same_weights(load_checkpoint(trained)[1], checkpoint_in(tmp_path))
+    assert checkpoint_in(tmp_path)['config']['tasks'] == 'reverse'
+    for more, says in (
+        ([f'--out_dir={trained}'], 'would be overwritten'),
+        ([f'--out_dir={tmp_path}', '--d_model=64'], 'was trained with d_model=32'),
+        ([f'--out_dir={tmp_path}', f'--init_from={tmp_path / "no"}'], 'there is no'),
+    ):
+        assert says in refusal(capsys, 'train.py', *UNTESTED, *flags, *more)
     assert (trained / 'ckpt.pt').read_bytes() == before
 
 
@@ -357,6 +373,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, code, tmp_path):
     while not p.stdout.readline().startswith('iter '):
         pass
     p.send_signal(number)
+    time.sleep(0.05)
+    p.send_signal(number)  # as timeout does: once to the process, once to its group
     out, err = p.communicate(timeout=60)
     assert p.returncode == code
     assert '--init_from=resume' in out
