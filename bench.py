@@ -18,6 +18,7 @@ import platform
 import shutil
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import prepare
+from baselines import Transformer, make_model
 from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
 from model import (
@@ -143,76 +145,28 @@ def bench_audio():
 # Front end, attention, losses (of frames and symbols) and optimizer are the same. On a GPU all of
 # it is compiled, except the LSTM and mamba_ssm.Mamba2, which bring their own kernels.
 
-class Block(nn.Module):
-    """Pre-norm and residual around another layer: (B, T, D) -> (B, T, D)"""
+class Official(nn.Module):
+    """mamba_ssm's own layer, whose expand and d_conv are ours: (B, T, D) -> (B, T, D)"""
 
-    def __init__(self, d, inner):
+    def __init__(self, c):
         super().__init__()
-        self.norm = nn.RMSNorm(d)
-        self.inner = inner
+        if no_kernel:
+            raise ImportError(no_kernel)
+        from mamba_ssm.modules.mamba2 import Mamba2 as Layer
+        self.norm = nn.RMSNorm(c.d_model)
+        self.inner = Layer(c.d_model, c.d_state, headdim=c.head_dim, use_mem_eff_path=False)
 
     def forward(self, x, pace):  # pace is for our own Mamba-2 alone
         return x + self.inner(self.norm(x))
 
 
-class Transformer(nn.Module):
-    """Causal self-attention and an MLP, n parameters together: (B, T, D) -> (B, T, D)"""
-
-    def __init__(self, c, n):
-        super().__init__()
-        d = c.d_model
-        width = round((n - 4 * d * d) / (2 * d) / 8) * 8
-        self.n_head = c.n_head
-        self.qkv = nn.Linear(d, 3 * d, bias=False)
-        self.proj = nn.Linear(d, d, bias=False)
-        self.norm = nn.RMSNorm(d)
-        self.up = nn.Linear(d, width, bias=False)
-        self.down = nn.Linear(width, d, bias=False)
-
-    def forward(self, x):
-        qkv = self.qkv(x).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, h, T, d)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
-        return x + self.down(F.gelu(self.up(self.norm(x))))
-
-
-class LSTM(nn.Module):
-    """An LSTM and its projection, n parameters together: (B, T, D) -> (B, T, D)"""
-
-    def __init__(self, c, n):
-        super().__init__()
-        d = c.d_model
-        # The width w at which 4 w (d + w + 2) + w d is n
-        width = int((math.sqrt((5 * d + 8) ** 2 + 16 * n) - 5 * d - 8) / 8)
-        self.lstm = nn.LSTM(d, width, batch_first=True)
-        self.proj = nn.Linear(width, d, bias=False)
-
-    def forward(self, x):
-        return self.proj(self.lstm(x)[0])
-
-
-def official(c, n):
-    """mamba_ssm's own layer, whose expand and d_conv are ours: (B, T, D) -> (B, T, D)"""
-    if no_kernel:
-        raise ImportError(no_kernel)
-    from mamba_ssm.modules.mamba2 import Mamba2 as Official
-    return Official(c.d_model, c.d_state, headdim=c.head_dim, use_mem_eff_path=False)
-
-
-def time_step(label, c, layer, batch, *beside):
-    """Milliseconds of an update, with `layer` instead of Mamba-2 if given, on what batch() makes"""
+def time_step(label, c, batch, *beside):
+    """Milliseconds of an update on what batch() makes; c.layer may also be mamba_ssm"""
     torch.manual_seed(0)
-    model = MiniJMamba(c)
-    if layer:
-        n = sum(p.numel() for p in model.encoder[0].parameters())
-        for layers in (model.encoder, model.decoder):
-            for i in range(len(layers)):
-                layers[i] = Block(c.d_model, layer(c, n))
+    model = MiniJMamba(c, Official) if c.layer == 'mamba_ssm' else make_model(c)
     model.to(device)
     if on_gpu:
-        kinds = (Mamba2, SelfAttention, CrossAttention)
-        compile_parts(model, (*kinds, Block) if layer is Transformer else kinds)
+        compile_parts(model, (Mamba2, SelfAttention, CrossAttention, Transformer))
     lr = torch.tensor(1e-4, device=device) if on_gpu else 1e-4
     optimizer = torch.optim.AdamW(model.parameters(), lr, fused=True, capturable=on_gpu)
     examples = batch()
@@ -257,7 +211,7 @@ def time_step(label, c, layer, batch, *beside):
 
 
 def bench_step():
-    others = {'Transformer': Transformer, 'LSTM': LSTM, 'mamba_ssm.Mamba2': official}
+    others = {'Transformer': 'transformer', 'LSTM': 'lstm', 'mamba_ssm.Mamba2': 'mamba_ssm'}
     if on_gpu:
         prepare.play = torch.compile(prepare.play, dynamic=False)  # as train.py does
     for name, settings in settings_of.items():
@@ -270,10 +224,10 @@ def bench_step():
         c = JMambaConfig(**args)
         label = f"{name}, d {c.d_model}, batch {size}: "
         report(label + 'the audio alone', 1000 * measure(batch), 'ms')
-        ours = time_step(label + 'Mini-JMamba', c, None, batch)
+        ours = time_step(label + 'Mini-JMamba', c, batch)
         for other, layer in others.items() if task == 'mod' else ():
             try:
-                time_step(label + other, c, layer, batch, 'Mini-JMamba', ours)
+                time_step(label + other, replace(c, layer=layer), batch, 'Mini-JMamba', ours)
             except ImportError as e:
                 skip(label + other, str(e))
 

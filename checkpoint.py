@@ -5,7 +5,8 @@ import os
 
 import torch
 
-from model import JMambaConfig, MiniJMamba
+from baselines import make_model
+from model import JMambaConfig
 
 
 def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
@@ -34,7 +35,7 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
     # Does it fit this file, which users are meant to change?
     wrong = {'settings that it does not know': args.keys() - JMambaConfig.__dataclass_fields__}
     if not any(wrong.values()):
-        model = MiniJMamba(JMambaConfig(**args)).to(device)
+        model = make_model(JMambaConfig(**args)).to(device)
         needed = model.state_dict()
         both = needed.keys() & weights.keys()
         wrong = {'missing': needed.keys() - both, 'too many': weights.keys() - both,

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from baselines import make_model
 from checkpoint import load_checkpoint
 from conditions import SOUNDS
 from configurator import bounds, choices, configure, fail, names_of, write_whole
 from files import read_wav
-from model import MiniJMamba
 from prepare import SAMPLE_RATE, make_batch, play_text
 from score import evaluate
 from tasks import TASKS, decode
@@ -327,7 +327,7 @@ def counting(model, path):
     below 0, in questions as short as in training; draw how well it tells both in longer ones too,
     and (dotted) for an untrained model: half of its heads never forget, so it counts a little."""
     torch.manual_seed(0)
-    untrained = MiniJMamba(model.config).eval()
+    untrained = make_model(model.config).eval()
     fig = Figure(figsize=(9, 3.8), layout='constrained')
     left, right = fig.subplots(1, 2)
     plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))

@@ -48,7 +48,7 @@ class JMambaConfig:
     counting: float = 0.5   # share of the Mamba-2 heads that never forget, so that they can count
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
-    mamba: bool = True      # False: self-attention takes the place of every Mamba-2 layer
+    layer: str = 'mamba2'   # of encoder and decoder; others, in baselines.py, for comparison
     pointer: bool = True    # False: every frame is generated
     ssd: str = 'auto'       # the scan: torch, mamba_ssm, or auto: whichever is the fastest
     n_symbols: int = 27     # for an auxiliary loss only; answers are never read from the logits
@@ -434,10 +434,9 @@ class CrossAttention(nn.Module):
 # --- the model ---
 
 class MiniJMamba(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, layer=Mamba2):
         super().__init__()
         c = self.config = config
-        layer = Mamba2 if c.mamba else SelfAttention
         self.spectrum = Spectrum()
         self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
         self.encoder = nn.ModuleList(layer(c) for _ in range(c.n_encoder))
@@ -468,7 +467,9 @@ class MiniJMamba(nn.Module):
         # The pointer looks straight across at first.
         query = self.cross.q(self.cross.norm(self.start))
         self.cross.pointer_key.copy_(query[c.d_model:])
-        for layer in [*self.encoder, *self.decoder] if c.mamba else ():
+        for layer in self.modules():
+            if not isinstance(layer, Mamba2):
+                continue
             dt = torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)).exp()
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
             layer.A_log.copy_(torch.empty_like(layer.A_log).uniform_(1, 16).log())

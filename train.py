@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 import configurator
 import prepare
+from baselines import Transformer, make_model
 from checkpoint import load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from files import fresh_folder
 from kernels import capture, compile_parts, kernel_missing
-from model import HOP, CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention
+from model import HOP, CrossAttention, JMambaConfig, Mamba2, SelfAttention
 from score import validate
 from tasks import REST, SYMBOLS, TASKS, n_so_far, so_far, taken
 
@@ -92,7 +93,7 @@ shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
-        ssd=('auto', 'torch', 'mamba_ssm'))
+        ssd=('auto', 'torch', 'mamba_ssm'), layer=('mamba2', 'attention', 'transformer', 'lstm'))
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,
@@ -131,7 +132,7 @@ generator = torch.Generator(device).manual_seed(seed)  # of the examples
 turns = random.Random(seed)                            # of the tasks
 try:
     if init_from == 'scratch':
-        model = MiniJMamba(c).to(device)
+        model = make_model(c).to(device)
     else:
         known = init_from if init_from in ('resume', 'release') else 'out_dir'
         folder = out_dir if init_from == 'resume' else init_from
@@ -291,7 +292,7 @@ def step(task, made):
 
 
 if compile:
-    compile_parts(model, (Mamba2, SelfAttention, CrossAttention))
+    compile_parts(model, (Mamba2, SelfAttention, CrossAttention, Transformer))
     for part in ('play', 'reverberate', 'coloured'):
         setattr(prepare, part, torch.compile(getattr(prepare, part), dynamic=False))
     losses = torch.compile(losses, dynamic=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from baselines import make_model
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
 from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
@@ -187,6 +188,23 @@ def test_what_is_played_again_does_not_wear_out():
         off = ((wave - clean).square().mean() / clean.square().mean()).sqrt()
         assert off < 0.1
     assert transcribe(wave) == [decode(row) for row in b.asked]
+
+
+@pytest.mark.parametrize('layer', ['transformer', 'lstm', 'attention'])
+def test_layers_to_compare_with(layer):
+    torch.manual_seed(0)
+    model, ours = (make_model(JMambaConfig(layer=name)).eval() for name in (layer, 'mamba2'))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, ours)]
+    assert layer == 'attention' or sizes[0] == pytest.approx(sizes[1], rel=0.02)
+    # What stands at a token has heard nothing after it, and something before it.
+    wave = torch.randn(1, 8000, generator=gen())
+    late, early = wave.clone(), wave.clone()
+    late[:, 4000:] = 0
+    early[:, :800] = 0
+    x, y, z = (model.encode(model.hear(w)) for w in (wave, late, early))
+    assert torch.allclose(x[:, :5], y[:, :5], atol=1e-5)
+    assert not torch.allclose(x[:, 5:], y[:, 5:], atol=1e-3)
+    assert not torch.allclose(x[:, 4:5], z[:, 4:5], atol=1e-4)
 
 
 def test_noise_is_not_pointed_at():

@@ -127,7 +127,7 @@ def test_weights_go_on_with_another_task(trained, tmp_path, capsys):
     before = (trained / 'ckpt.pt').read_bytes()
     flags = [f'--init_from={trained}', '--tasks=reverse', '--learning_rate=0', '--min_lr=0']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
-    assert same_weights(load_checkpoint(trained)[1], checkpoint_in(tmp_path))
+    assert same_weights(load_checkpoint(str(trained))[1], checkpoint_in(tmp_path))
     assert checkpoint_in(tmp_path)['config']['tasks'] == 'reverse'
     for more, says in (
         ([f'--out_dir={trained}'], 'would be overwritten'),
@@ -136,6 +136,14 @@ def test_weights_go_on_with_another_task(trained, tmp_path, capsys):
     ):
         assert says in refusal(capsys, 'train.py', *UNTESTED, *flags, *more)
     assert (trained / 'ckpt.pt').read_bytes() == before
+
+
+@pytest.mark.parametrize('layer', ['transformer', 'lstm', 'attention'])
+def test_other_layers_are_trained_and_loaded(layer, tmp_path):
+    assert train_here(f'--layer={layer}', f'--out_dir={tmp_path}') == 0
+    model, checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint['model_args']['layer'] == layer
+    assert not any('conv_weight' in name for name in model.state_dict())
 
 
 def test_a_run_that_is_done_stays_as_it_is(trained):

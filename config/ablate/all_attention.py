@@ -1,4 +1,3 @@
-# Attention only: twelve layers of it, no Mamba. Causal, over windows of 16 tokens, with about half
-# of the parameters.
+# Windowed attention only: twelve layers of it, no Mamba, with about half of the parameters.
 base('ablate/nothing')
-mamba = False
+layer = 'attention'

@@ -1,0 +1,3 @@
+# LSTMs of as many parameters in the place of every Mamba-2 layer.
+base('ablate/nothing')
+layer = 'lstm'
