@@ -177,7 +177,7 @@ def test_the_lines_of_python_in_the_readme(tmp_path):
     p = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
                        env={**os.environ, 'PYTHONPATH': path_of('')})
     assert p.returncode == 0, p.stderr
-    assert p.stdout.startswith("['337%65%7', '12%65%7', '12%7', '5%7', '5'")
+    assert p.stdout.startswith("['662%325%7', '337%325%7', '12%325%7', '12%7', '5%7', '5'")
     assert heard_in(tmp_path / 'answer.wav') == '5'
 
 

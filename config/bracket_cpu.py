@@ -1,0 +1,16 @@
+# Is it balanced? Worked out aloud, by a small model, on two CPU cores in ten minutes.
+base('bracket')
+d_model = 64
+n_encoder = 3
+n_decoder = 2
+d_state = 32
+pauses = '4'
+batch_size = 32
+learning_rate = 4e-3
+min_lr = 1e-4
+max_iters = 1400
+lr_decay_iters = 1400
+eval_interval = 350
+eval_samples = 50
+log_interval = 50
+compile = False
