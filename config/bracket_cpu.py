@@ -1,4 +1,4 @@
-# Is it balanced? Worked out aloud, by a small model, on two CPU cores in ten minutes.
+# Is it balanced? Worked out aloud by a small model, in ten minutes on two CPU cores.
 base('bracket')
 d_model = 64
 n_encoder = 3
