@@ -53,14 +53,14 @@ class LSTM(nn.Module):
         return x + self.out_proj(self.lstm(self.norm(x))[0])
 
 
+LAYERS = {'mamba2': Mamba2, 'attention': SelfAttention, 'transformer': Transformer, 'lstm': LSTM}
+
+
 def make_model(config):
     """The model that config.layer asks for"""
-    with torch.device('meta'):
-        n = sum(p.numel() for p in Mamba2(config).parameters())
-    layers = {
-        'mamba2': Mamba2,
-        'attention': SelfAttention,
-        'transformer': partial(Transformer, n=n),
-        'lstm': partial(LSTM, n=n),
-    }
-    return MiniJMamba(config, layers[config.layer])
+    layer = LAYERS[config.layer]
+    if layer in (Transformer, LSTM):
+        with torch.device('meta'):
+            n = sum(p.numel() for p in Mamba2(config).parameters())
+        layer = partial(layer, n=n)
+    return MiniJMamba(config, layer)

@@ -22,11 +22,15 @@ def white(b, *shape):
     return noise.to(b.question.device)
 
 
+def uniform(b, *shape):
+    return torch.rand(shape, generator=generator_of(b)).to(b.question.device)
+
+
 # --- controls ---
 
 def other_phases(b):
     n_samples = b.question.shape[1]
-    phase = torch.rand(b.asked.shape, generator=generator_of(b)).to(b.question.device)
+    phase = uniform(b, *b.asked.shape)
     noise = b.question - play(b.asked, b.rhythm, n_samples)
     rhythm = b.rhythm._replace(phase=2 * math.pi * phase)
     return b._replace(question=noise + play(b.asked, rhythm, n_samples))
@@ -123,8 +127,8 @@ def hum(b, hertz):
 
 
 def clicks(b, a_second):
-    there = torch.rand(b.question.shape, generator=generator_of(b)) < a_second / SAMPLE_RATE
-    return add(b, there.to(b.question.device) * white(b).sign())
+    there = uniform(b, *b.question.shape) < a_second / SAMPLE_RATE
+    return add(b, there * white(b).sign())
 
 
 # --- players and instruments ---
@@ -135,7 +139,7 @@ def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtone
     so many more at most, each up to so many dB louder or quieter, and with these amplitudes of the
     second harmonic, the third, ... beside a first of 1"""
     r = b.rhythm
-    spread = 2 * torch.rand(3, *r.start.shape, generator=generator_of(b)).to(r.start.device) - 1
+    spread = 2 * uniform(b, 3, *r.start.shape) - 1
     between = r.end - r.start - r.length
     if gap is not None:
         between = torch.full_like(between, gap)

@@ -135,8 +135,9 @@ class Spectrum(nn.Module):
     def squelch(self, frames):
         """Log magnitudes (..., F) without frames and bins that are noise, frames under -35 dB and
         bins under -42 dB: no tones"""
-        tonal = frames > self.noise(frames).clamp(min=0.6)
-        return frames * ((self.sounds(frames) > 0) & tonal)
+        noise = self.noise(frames)
+        sounds = (frames > noise.clamp(min=1)).any(-1, keepdim=True)
+        return frames * (sounds & (frames > noise.clamp(min=0.6)))
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""

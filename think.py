@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from model import HOP
+from prepare import LOUDNESS
 
-LOUDEST = 0.65  # amplitude of the loudest tone that is asked
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
 TONE = 0.2     # a change of magnitude by which a tone, of amplitude 0.5 to 0.8, has come or gone
 
@@ -44,7 +44,7 @@ def converse(model, question, lengths=None, think=1):
     # A recording may be faint.
     heard = s.stft(F.pad(question, (0, -n_samples % HOP)))
     loudest = s.magnitude(heard).amax((1, 2)).clamp(min=5e-4)
-    question = question * (LOUDEST / loudest)[:, None]
+    question = question * (LOUDNESS / loudest)[:, None]
 
     def loudness(spectrum):
         """(B, frames, 2, F) -> (B, T, F), the mean magnitude in each token"""

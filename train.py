@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import configurator
 import prepare
-from baselines import Transformer, make_model
+from baselines import LAYERS, Transformer, make_model
 from checkpoint import load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from files import fresh_folder
@@ -93,7 +93,7 @@ shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
-        ssd=('auto', 'torch', 'mamba_ssm'), layer=('mamba2', 'attention', 'transformer', 'lstm'))
+        ssd=('auto', 'torch', 'mamba_ssm'), layer=LAYERS)
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,

@@ -45,11 +45,11 @@ def decibels(power):
     return 10 * torch.log10(power.clamp(min=1e-30))
 
 
-def noise_around(power, reach=AROUND):
-    """Power (..., F) -> the geometric mean of the bins within `reach`, which one tone changes
-    little; of fewer at low pitches, as many on either side, as noise may fall off"""
+def noise_around(power):
+    """Power (..., F) -> the geometric mean of the bins around, which one tone changes little; of
+    fewer at low pitches, as many on either side, as noise may fall off"""
     bins = torch.arange(power.shape[-1], device=power.device)
-    reach = (bins - DEAF).clamp(0, reach)
+    reach = (bins - DEAF).clamp(0, AROUND)
     near = (bins - bins[:, None]).abs() <= reach
     weights = near / near.sum(0)
     return (power.clamp(min=1e-10).log() @ weights).exp()

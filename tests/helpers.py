@@ -11,6 +11,7 @@ import sys
 import torch
 
 from model import JMambaConfig, MiniJMamba
+from tasks import decode
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = {'d_model': 32, 'd_state': 16, 'head_dim': 16, 'n_head': 2}
@@ -27,6 +28,10 @@ TRAIN = [
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def texts_of(rows):
+    return [decode(row) for row in rows]
 
 
 def tiny_model(**settings):

@@ -28,11 +28,7 @@ from tasks import (
     task_of,
 )
 from tasks.bracket import depth_of
-from tests.helpers import gen
-
-
-def texts_of(rows):
-    return [decode(row) for row in rows]
+from tests.helpers import gen, texts_of
 
 
 def balanced(text):

@@ -11,13 +11,9 @@ import prepare
 from conditions import SOUNDS, change
 from prepare import make_batch, make_rhythm, max_samples, play, split_batches
 from score import edit_distance
-from tasks import REST, TASKS, decode, encode
-from tests.helpers import gen
+from tasks import REST, TASKS, encode
+from tests.helpers import gen, texts_of
 from transcribe import transcribe
-
-
-def texts_of(rows):
-    return [decode(row) for row in rows]
 
 
 def test_the_synthesizer_plays_what_its_docstring_says():
