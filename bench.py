@@ -8,6 +8,7 @@ Every line is the median of `repeats` runs after a warm-up. Beside it stands its
 of that of the line that it is compared with. What the machine cannot do is skipped and named. On a
 GPU, a training step and a scan run as one CUDA graph each. Letters are those of model.py.
 """
+import bisect
 import ctypes
 import functools
 import gc
@@ -27,31 +28,34 @@ import torch.nn.functional as F
 
 import prepare
 from baselines import Transformer, make_model
+from checkpoint import load_checkpoint
 from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
-from model import (
-    CrossAttention,
-    JMambaConfig,
-    Mamba2,
-    MiniJMamba,
-    SelfAttention,
-    mixer,
-    ssd,
-    ssd_step,
+from listen import BLOCK, conversations
+from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, mixer, ssd
+from prepare import (
+    SAMPLE_RATE,
+    TONE_RMS,
+    gain,
+    make_batch,
+    make_rhythm,
+    max_samples,
+    play,
+    split_batches,
 )
-from prepare import SAMPLE_RATE, make_batch, make_rhythm, max_samples, play
 from score import edit_distance, find_tones, transcribe
 from tasks import SYMBOLS, TASKS, decode, taken
 from think import converse
 
 out = 'bench.json'  # where the numbers go
-parts = 'limits,audio,step,scan,length,stream,scorer'
+parts = 'limits,audio,step,scan,length,listen,scorer'
 configs = 'mirror,bracket,mod,mod_direct'  # whose training step is timed: files in config/
 repeats = 10        # timed runs of each line
 device = 'auto'     # auto, cpu, cuda
 batch_size = 0      # of the training steps; 0 is the configs' own on a GPU, and 16 on a CPU
 minutes = 10.0      # the longest sound answered
 tokens = 16384      # the longest scan
+questions = 1000    # in a stream that is listened to
 ALL = parts.split(',')
 configure(globals())
 
@@ -59,7 +63,7 @@ SIZES = {'mod_direct': {'d_model': 192, 'batch_size': 1024}}  # wider than it is
 H, P, N = 8, 32, 64  # of a Mamba-2 layer at d_model 128
 
 # --- check the settings ---
-bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32)
+bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3)
 chosen = names_of(globals(), 'parts', ALL)
 settings_of = {}
 for name in configs.split(','):
@@ -246,8 +250,10 @@ def recurrence(x, dt, A, B, C):
     h = x.new_zeros(len(x), H, P, N)
     y = []
     for t in range(x.shape[1]):
-        y_t, h = ssd_step(h, x[:, t], dt[:, t], A, B[:, t], C[:, t])
-        y.append(y_t)
+        decay = (dt[:, t] * A).exp()[..., None, None]
+        new = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
+        h = decay * h + new
+        y.append((h * C[:, t, None, None]).sum(-1))
     return torch.stack(y, 1)
 
 
@@ -362,14 +368,53 @@ def bench_length():
             report(f"{what} grows with length to the power of, from 10 s on", power, '')
 
 
-@torch.no_grad()
-def bench_stream():
-    """The encoder, fed while it listens"""
-    model = MiniJMamba(JMambaConfig()).eval().to(device)
-    sound = torch.zeros(1, model.config.token, device=device)
-    state = model.stream(sound)[2]
-    seconds = measure(lambda: model.stream(sound, state))
-    report('encoder, one token (50 ms of sound) at a time', 1000 * seconds, 'ms a token')
+def stream_of_questions():
+    """iid questions of all tasks, at 0 to 20 dB over white noise and 1 to 3 s apart -> the sound
+    (S,), the second in which each question begins, and the right answers"""
+    g = torch.Generator().manual_seed(0)
+    each = -(-questions // 3)
+    drawn = []
+    for task in ('mirror', 'bracket', 'mod'):
+        for b in split_batches(task, 'iid', each):
+            cut = [question[:n] for question, n in zip(b.question, b.lengths, strict=True)]
+            drawn += zip(cut, map(decode, b.wanted), strict=True)
+    sounds, wants = [], []
+    for i in torch.randperm(len(drawn), generator=g).tolist():
+        question, wanted = drawn[i]
+        loudness, pause = torch.rand(2, generator=g).tolist()
+        sound = F.pad(question, (0, round((1 + 2 * pause) * SAMPLE_RATE)))
+        noise = TONE_RMS * gain(-20 * loudness) * torch.randn(len(sound), generator=g)
+        sounds.append(sound + noise)
+        wants.append(wanted)
+    begins = np.cumsum([0, *map(len, sounds)]) / SAMPLE_RATE
+    return torch.cat(sounds), begins[:-1], wants
+
+
+def bench_listen():
+    """The release, always listening, on a clock as if the sound came live to this machine"""
+    model, _ = load_checkpoint(device=device, init_from='release')
+    sound, begins, wants = stream_of_questions()
+    blocks = sound.split(round(BLOCK * SAMPLE_RATE))
+    answers = [[] for _ in wants]
+    decided, computed = [], []
+    arrived = ready = 0.0
+    t0 = time.perf_counter()
+    for heard, thought in conversations(model, iter(blocks), 64):
+        arrived = min(arrived + BLOCK, len(sound) / SAMPLE_RATE)
+        ready = max(ready, arrived) + time.perf_counter() - t0
+        if thought:
+            which = bisect.bisect(begins, arrived - heard.quiet) - 1
+            answers[which] += transcribe(thought[0][-1].cpu())
+            decided.append(heard.quiet)
+            computed.append(ready - arrived)
+        t0 = time.perf_counter()
+    right = sum([wanted] == found for wanted, found in zip(wants, answers, strict=True))
+    early = sum(len(found) > 1 for found in answers)
+    late = sum(not found for found in answers)
+    report(f"listening, {len(wants)} questions", 100 * right / len(wants), '% right')
+    print(f"    {early} were answered too early, and again, {late} too late or never")
+    report("    to the decision, 95 of 100", 1000 * np.quantile(decided, 0.95), 'ms')
+    report("    from there to the answer", 1000 * np.quantile(computed, 0.95), 'ms')
 
 
 def bench_scorer():
@@ -387,7 +432,7 @@ def bench_scorer():
 
 
 benches = dict(limits=bench_limits, audio=bench_audio, step=bench_step, scan=bench_scan,
-               length=bench_length, stream=bench_stream, scorer=bench_scorer)
+               length=bench_length, listen=bench_listen, scorer=bench_scorer)
 for part, bench in benches.items():
     if part in chosen:
         bench()

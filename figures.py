@@ -95,8 +95,9 @@ def spectrogram(rows, path):
             ax.set_title(f"{title}: {decode(tones.symbol)}"[:80], loc='left')
         if longest > 20:
             continue
-        for _, symbol, start, length, pitch, _ in zip(*tones, strict=True):
-            ax.text(start + length / 2, pitch + 130, decode([symbol]),
+        middle = tones.start + tones.length / 2
+        for symbol, time, pitch in zip(tones.symbol, middle, tones.hertz, strict=True):
+            ax.text(time, pitch + 130, decode([symbol]),
                     color='white', fontsize=13, weight='bold', ha='center', clip_on=True)
     axes[-1].set_xlabel('time (s)')
     fig.supylabel('frequency (Hz)', fontsize=10)
@@ -333,11 +334,11 @@ def counting(model, path):
     plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))
     plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=(-3, 103))
     for net, name in ((model, 'trained'), (untrained, 'untrained')):
-        states, targets, there = states_of_brackets(net, 'train', 1000)
+        states, targets, there = states_of_brackets(net, 'train', 400)
         line = torch.linalg.lstsq(states[there], targets[there]).solution
         for length in (12, 20, 40, 100):
             split = 'val' if length == 12 else 'val_ood'
-            states, targets, _ = states_of_brackets(net, split, 100, low=length, high=length)
+            states, targets, _ = states_of_brackets(net, split, 40, low=length, high=length)
             found = states @ line
             depth_right = found[..., 0].round() == targets[..., 0]
             below_right = (found[..., 1] > 0.5) == (targets[..., 1] > 0.5)

@@ -144,28 +144,31 @@ def read_wav(path, name=None):
     return torch.from_numpy(x.astype(np.float32))
 
 
-def read_wav_until_silence(file, name='standard input', silence=0.4):
-    """A WAV from a pipe -> (samples,) as soon as a sound has been followed by so many seconds of
-    silence, or at its end. What its header says of its length, which a recorder cannot know,
-    does not matter."""
+def read_stream(file, name='standard input'):
+    """A WAV from a pipe -> blocks (about 800,) float32 of about 50 ms at 16 kHz, as they come. What
+    its header says of its length, which a recorder cannot know, does not matter."""
     form, _ = read_header(file, name)
     rate = int.from_bytes(form[4:8], 'little')
     frame = int.from_bytes(form[12:14], 'little')  # bytes of all channels at one moment
     if not RATES[0] <= rate <= RATES[1] or not frame:
         raise ValueError(f"{name}: its header names no rate or size of samples that are audio")
-
-    # The samples, 50 ms at a time.
-    data, loudest, quiet = b'', 0.0, 0.0
-    while quiet < silence:
-        block = file.read(rate // 20 * frame)
-        block = block[:len(block) // frame * frame]
-        if not block:
-            break
-        data += block
-        level = float(read_wav(io.BytesIO(wav_of(form, block)), name).square().mean().sqrt())
-        loudest = max(loudest, level)
-        if loudest > 0.003 and level < 0.1 * loudest:
-            quiet += len(block) / frame / rate
-        else:
-            quiet = 0.0
-    return read_wav(io.BytesIO(wav_of(form, data)), name)
+    ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)
+    up, down = ratio.numerator, ratio.denominator
+    n = down * max(1, round(rate / 20 / down))  # samples of a block, before and after
+    m = n // down * up
+    recent = np.zeros(3 * n)
+    ended = False
+    while not ended:
+        data = file.read(n * frame)
+        data = data[:len(data) // frame * frame]
+        ended = len(data) < n * frame
+        block = np.zeros(n)
+        if data:
+            x, _ = decode(wav_of(form, data), name)
+            block[:len(x)] = to_mono(x)
+        if rate != SAMPLE_RATE:
+            # A resampling filter reaches into the blocks on either side.
+            from scipy.signal import resample_poly
+            recent = np.concatenate([recent[n:], block])
+            block = resample_poly(recent, up, down)[m:2 * m]
+        yield torch.from_numpy(block.astype(np.float32))

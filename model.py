@@ -217,14 +217,6 @@ def ssd(x, dt, A, B, C, chunk=CHUNK):
     return y.flatten(1, 2)[:, :T]
 
 
-def ssd_step(h, x, dt, A, B, C):
-    """ssd() for one token: the state h (B, H, P, N), x (B, H, P), dt (B, H), B and C (B, N)
-    -> y (B, H, P) and the next state"""
-    decay = (dt * A).exp()[..., None, None]
-    h = h * decay + (dt[..., None] * x)[..., None] * B[:, None, None]
-    return (h * C[:, None, None]).sum(-1), h
-
-
 def causal_conv(x, weight, bias):
     """SiLU of a depthwise convolution over the last K tokens: x (B, T, C), weight (K, C), bias (C,)
     -> (B, T, C)"""
@@ -297,22 +289,6 @@ class Mamba2(nn.Module):
     def project(self, y):
         """(..., HP) -> (..., D). The norm's weights go into out_proj: fewer passes over memory."""
         return F.linear(y, self.out_proj.weight * self.gate_norm)
-
-    def stream(self, u, pace, state):
-        """forward for the next token alone: u (B, D), pace (B, 1) and the state, which is the
-        convolution's last inputs (B, D_CONV - 1, HP + 2N) and h (B, H, P, N) -> (B, D), next state
-        """
-        c = self.c
-        recent, h = state
-        zxBCdt = self.in_proj(self.norm(u))
-        z, xBC, dt = split_projection(zxBCdt, pace, self.dt_bias, c.head_dim, c.d_state)
-        recent = torch.cat([recent, xBC[:, None]], 1)
-        xBC = F.silu((recent * self.conv_weight).sum(1) + self.conv_bias)
-        x, B, C = xBC.split([c.d_inner, c.d_state, c.d_state], -1)
-        x = x.unflatten(-1, (self.n_heads, -1))  # (B, H, P)
-        y, h = ssd_step(h, x, dt, self.A(), B, C)
-        y = gate_and_norm(y + self.D[:, None] * x, z)
-        return u + self.project(y), (recent[:, 1:], h)
 
 
 # --- attention ---
@@ -502,21 +478,6 @@ class MiniJMamba(nn.Module):
         for layer in self.encoder:
             x = layer(x, pace)
         return x
-
-    def stream(self, sound, state=None):
-        """encode(hear(...)) a token at a time, in memory that does not grow: the next (B, token)
-        samples, the state before -> token (B, D), frames (B, patch * F), the next state"""
-        c, B = self.config, len(sound)
-        if state is None:
-            inputs = sound.new_zeros(B, D_CONV - 1, c.d_inner + 2 * c.d_state)
-            h = sound.new_zeros(B, c.d_inner // c.head_dim, c.head_dim, c.d_state)
-            state = sound.new_zeros(B, 2 * HOP), [(inputs, h)] * c.n_encoder
-        before, layers = state[0], list(state[1])
-        frames = self.in_tokens(self.spectrum.stft(sound, before))[:, 0]
-        x = self.embed(frames)
-        for i, layer in enumerate(self.encoder):
-            x, layers[i] = layer.stream(x, self.pace(frames), layers[i])
-        return x, frames, (torch.cat([before, sound], 1)[:, -2 * HOP:], layers)
 
     def forward(self, question, lengths, may_generate=None, hiding=None):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames

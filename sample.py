@@ -5,15 +5,26 @@ $ python sample.py --out_dir=out/mirror --start=ABCA     # a question in symbols
 $ python sample.py --out_dir=out/mirror --wav=my.wav     # or a recording of one
 $ python sample.py --out_dir=out/mirror --num_samples=8  # or so many questions of a test split
 $ python sample.py --init_from=release --start='(()())'  # of the weights that come with the code
+$ arecord -f S16_LE -r 16000 | python sample.py --init_from=release --listen=true --wav=-
 
 Writes to out_dir/samples: 000_question.wav, 000_answer.wav, ..., a spectrogram of each, and
 index.html, a page to look at and listen to them. A model that was taught to work aloud hears its
 own answers until they no longer change: 000_pass_1.wav, 000_pass_2.wav, ...
+
+With listen=true it answers one question after another, for as long as the sound lasts, and writes
+questions and answers only. A question is over when it has been silent for 0.3 s, or for twice as
+long as the gaps of who plays it.
 """
 import html
 import os
+import shlex
+import shutil
+import subprocess
 import sys
+import time
 from functools import partial
+
+from tqdm import tqdm
 
 from checkpoint import load_checkpoint
 from configurator import (
@@ -27,7 +38,8 @@ from configurator import (
     write_whole,
 )
 from figures import spectrogram
-from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
+from files import fresh_folder, read_stream, read_wav, write_wav
+from listen import BLOCK, WAIT, conversations, first_question
 from prepare import SAMPLE_RATE, play_text, split_batches
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import converse
@@ -37,7 +49,9 @@ out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
 init_from = 'out_dir'   # or release: the weights that come with the code; see out/release/samples
 start = ''              # the question in symbols, such as ABCA
 wav = ''                # or a WAV file, in which start, if given, is played; - reads standard
-                        # input until 0.4 s of silence
+                        # input until a question is over
+listen = False          # answer every question in wav, for as long as it lasts
+play = ''               # when listening: a command that plays a WAV, such as aplay
 task = ''               # which task is asked, if a question in symbols could belong to several
 num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split, such as ood_length
@@ -66,9 +80,19 @@ try:
     if start:
         played = play_text(start, seed)
         wanted = solve(task_of(start, tasks), start)
-    if wav:
-        wave = read_wav_until_silence(sys.stdin.buffer) if wav == '-' else read_wav(wav)
-        if wave.abs().max() < 1e-4:
+    player = shlex.split(play)
+    if play and not (listen and shutil.which(player[0])):
+        fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")
+    if listen:
+        if not wav:
+            fail("listen needs a sound to listen to: --wav=- or --wav=FILE")
+        blocks = read_stream(sys.stdin.buffer) if wav == '-' else iter(read_wav(wav).split(800))
+    elif wav:
+        if wav == '-':
+            wave = first_question(read_stream(sys.stdin.buffer))
+        else:
+            wave = read_wav(wav)
+        if not len(wave) or wave.abs().max() < 1e-4:
             fail(f"{wav}: nothing can be heard in it")
         if start:
             questions.append((wave, start, wanted))
@@ -88,6 +112,57 @@ try:
                     questions.append((wave[:n], decode(asked), decode(wanted)))
 except ValueError as e:
     fail(e)
+
+folder = 'out/release' if init_from == 'release' else out_dir
+sample_dir = sample_dir or os.path.join(folder, 'samples')
+passes_at_most = think if aloud else 1  # a model that works aloud decides itself how long it thinks
+
+
+def save(name, sound):
+    """Write a sound (S,) to sample_dir -> its path without .wav"""
+    path = os.path.join(sample_dir, name)
+    write_whole(path + '.wav', partial(write_wav, wave=sound))
+    return path
+
+
+# --- listening: one question after another, until the stream ends ---
+
+def answer_stream(blocks):
+    """Blocks of sound -> how many questions they held. Each is answered at once."""
+    n = 0
+    for heard, thought in conversations(model, blocks, passes_at_most):
+        if not thought:
+            continue
+        answer = thought[0][-1][0].cpu()
+        number = '000' if play else f'{n:03d}'  # what has been played need not be kept
+        save(number + '_question', heard.sound)
+        path = save(number + '_answer', answer) + '.wav'
+        asked, answered = transcribe(heard.sound[None])[0], transcribe(answer[None])[0]
+        tqdm.write(f"the scorer heard {asked} asked, and {answered or 'nothing'} answered")
+        n += 1
+        if play:
+            began = time.time()
+            if subprocess.run([*player, path]).returncode:
+                fail(f"{play} {path} failed", 1)
+            # The microphone has heard it; an answer is no question.
+            for _ in range(round((time.time() - began) / BLOCK)):
+                next(blocks, None)
+    return n
+
+
+FILES = r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html'
+if listen:
+    print(f"listening; a question is over when it has been silent for {WAIT} s, or for twice as "
+          "long as its gaps; Ctrl-C ends this", flush=True)
+    try:
+        fresh_folder(sample_dir, FILES)
+        n = answer_stream(blocks)
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write to {sample_dir}: {e.strerror}")
+    print(f"answered {n} questions; the sound is in {sample_dir}")
+    sys.exit(0)
 
 # --- the page: no script, opens from disk, fits a telephone ---
 HEAD = '''<!doctype html>
@@ -116,14 +191,11 @@ ROW = '''<div class="row">
 '''
 
 # --- answers ---
-folder = 'out/release' if init_from == 'release' else out_dir
-sample_dir = sample_dir or os.path.join(folder, 'samples')
 page, n_right = '', 0
 try:
-    fresh_folder(sample_dir, r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html')
+    fresh_folder(sample_dir, FILES)
     for i, (wave, asked, wanted) in enumerate(questions):
-        # A model that was taught to work aloud decides itself how long it thinks.
-        answers, passes = converse(model, wave[None].to(device), think=think if aloud else 1)
+        answers, passes = converse(model, wave[None].to(device), think=passes_at_most)
         n = max(1, int(passes))  # the last pass only repeats the answer
         sounds = [wave, *[answer[0].cpu() for answer in answers[:n]]]
         texts = [asked, *[transcribe(sound[None])[0] for sound in sounds[1:]]]
@@ -146,8 +218,7 @@ try:
         for name, sound, text in zip(names, sounds, texts, strict=True):
             label = name.replace('_', ' ')
             name = f'{i:03d}_{name}'
-            path = os.path.join(sample_dir, name)
-            write_whole(path + '.wav', partial(write_wav, wave=sound))
+            path = save(name, sound)
             spectrogram([('', sound)], path + '.png')
             page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
                                width=round(12 * len(sound) / SAMPLE_RATE))

@@ -282,7 +282,7 @@ def hear_file(path, verbose, named):
     if verbose:
         print(f"{'symbol':>6} {'start s':>8} {'length s':>8} {'hertz':>8} {'error Hz':>8} "
               f"{'level dB':>8}")
-        for _, s, start, length, hertz, level in zip(*[t.tolist() for t in tones], strict=True):
+        for s, start, length, hertz, level in zip(*[t.tolist() for t in tones[1:6]], strict=True):
             error = (hertz - LOWEST + SPACING / 2) % SPACING - SPACING / 2
             print(f"{decode([s]):>6} {start:8.3f} {length:8.3f} {hertz:8.1f} {error:+8.1f} "
                   f"{level:8.1f}")

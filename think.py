@@ -9,7 +9,7 @@ from model import HOP
 from prepare import LOUDNESS
 
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
-TONE = 0.2     # a change of magnitude by which a tone, of amplitude 0.5 to 0.8, has come or gone
+TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
 
 
 def reply(model, question, lengths):
@@ -28,7 +28,7 @@ def reply(model, question, lengths):
     return heard, frames.float(), logits
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def converse(model, question, lengths=None, think=1):
     """Waveforms (B, S) and their lengths in samples -> the answers of every pass, a list of
     waveforms (B, S), silent beyond each length, and how many passes changed each example, (B,).

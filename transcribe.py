@@ -22,18 +22,23 @@ LONGEST = 2048           # samples of a tone that its pitch is measured in
 TOLERANCE = 49.0         # Hz off a tone that still count as it; tones are 100 Hz apart
 HIGHEST_OTHER = 0.3      # power of another peak over that of the tone
 LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its overtones
+VOICE = -12.0            # dB of another partial beside the tone from which on it may be a voice,
+OVER_FLOOR = 28.0        # if it stands out of what lies between by so much
+VOICE_BAND = 4000        # Hz up to which such partials are looked for
 UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
 
 
 class Tones(NamedTuple):
     """Every tone of a batch of waveforms, in order: which waveform, the symbol or UNKNOWN, start
-    and length in seconds, measured hertz, level in dB below a full-scale sine; (M,) each"""
+    and length in seconds, measured hertz, level in dB below a full-scale sine; whether another
+    partial that is no overtone stands beside it, as in a voice or a chord; (M,) each"""
     clip: torch.Tensor
     symbol: torch.Tensor
     start: torch.Tensor
     length: torch.Tensor
     hertz: torch.Tensor
     level: torch.Tensor
+    voiced: torch.Tensor
 
 
 def power_of(waves):
@@ -113,7 +118,7 @@ def find_tones(waves, shortest=6):
     clip, first, last = find_runs(waves, shortest)
     if not len(clip):
         nothing = clip.float()
-        return Tones(clip, clip, nothing, nothing, nothing, nothing)
+        return Tones(clip, clip, nothing, nothing, nothing, nothing, clip > 0)
 
     # One FFT for each tone, over at most LONGEST samples about its middle
     begin = first * HOP + WINDOW // 4  # in the padded waveform
@@ -143,6 +148,10 @@ def find_tones(waves, shortest=6):
     inside = (power * (own | overtone)).sum(1)
     clear = second < HIGHEST_OTHER * highest
     clear = clear & (inside > LEAST_INSIDE * power.sum(1))
+    between = ~(own | overtone) & (bins < VOICE_BAND * LONGEST / SAMPLE_RATE) & (power > 0)
+    other = decibels((power * between).amax(1))
+    floor = (decibels(power) * between).sum(1) / between.sum(1)
+    voiced = (other > decibels(highest) + VOICE) & (other > floor + OVER_FLOOR)
 
     # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
     def of_clip(x):
@@ -168,6 +177,7 @@ def find_tones(waves, shortest=6):
         length=(length - 2 * HOP).clamp(min=HOP) / SAMPLE_RATE,
         hertz=hertz,
         level=decibels(highest) + 20 * torch.log10(2 / taper.sum(1)),
+        voiced=voiced,
     )
 
 

@@ -30,7 +30,7 @@ def found(tmp_path_factory):
     with open(own + '.py', 'w') as f:
         f.write("tasks = 'reverse'\nd_model = 64\n")
     text = bench(f"--configs=mod,{own}", '--repeats=1', '--batch_size=2', '--minutes=0.5',
-                 '--tokens=32', f"--out={folder / 'bench.json'}")
+                 '--tokens=32', '--questions=3', f"--out={folder / 'bench.json'}")
     rows = json.loads((folder / 'bench.json').read_text())
     assert {'machine', 'threads', 'torch'} <= rows[0].keys()
     return SimpleNamespace(text=text, rows={row['what']: row for row in rows[1:]}, own=own)
@@ -38,7 +38,7 @@ def found(tmp_path_factory):
 
 def test_every_line_is_printed_and_written(found):
     rows = found.rows
-    parts = ['matrix product', 'synthesis', 'scoring', 'mod, d 128', 'scan', 'answer', 'encoder',
+    parts = ['matrix product', 'synthesis', 'scoring', 'mod, d 128', 'scan', 'answer', 'listening',
              'scorer']
     for part in parts:
         assert any(what.startswith(part) for what in rows), part

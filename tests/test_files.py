@@ -3,7 +3,6 @@ Files that are broken, missing, malicious or half written: a sentence, and nothi
 
 $ python -m pytest tests/test_files.py
 """
-import io
 import os
 import random
 import re
@@ -20,7 +19,7 @@ from scipy.signal import resample_poly
 
 from checkpoint import load_checkpoint
 from configurator import write_whole
-from files import fresh_folder, read_wav, read_wav_until_silence, write_wav
+from files import fresh_folder, read_wav, write_wav
 from prepare import play_text
 from score import transcribe
 from tests.helpers import output, refusal
@@ -194,28 +193,6 @@ def test_floats_that_were_never_scaled_are_read(tmp_path):
     found = read_wav(str(tmp_path / 'loud.wav'))
     assert transcribe(found[None]) == ['ABC']
     assert 0.9 < found.abs().max() <= 1
-
-
-@pytest.mark.parametrize('sent, says', [
-    (b'', 'not a WAV file'),
-    (b'no sound', 'not a WAV file'),
-    (b'RIFF....WAVE', 'not a whole WAV file'),
-    (b'RIFF....WAVEjunk\xff\xff\xff\x7f', 'not a whole WAV file'),
-    (b'RIFF....WAVEdata....', 'no rate or size of samples'),
-])
-def test_what_is_no_wav_in_a_pipe_gets_a_sentence(sent, says):
-    with pytest.raises(ValueError, match=f'^standard input: .*{says}'):
-        read_wav_until_silence(io.BytesIO(sent))
-
-
-def test_a_pipe_is_read_until_silence(tmp_path):
-    path = str(tmp_path / 'q.wav')
-    silence = torch.zeros(9600)
-    write_wav(path, torch.cat([silence, play_text('ABBA'), silence, play_text('C'), silence]))
-    with open(path, 'rb') as f:
-        wave = read_wav_until_silence(f)
-        assert transcribe(wave[None]) == ['ABBA']
-        assert f.read()  # the rest has not been waited for
 
 
 # --- checkpoints ---

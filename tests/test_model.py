@@ -107,25 +107,6 @@ def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():
     assert answers[0][1, 20 * TOKEN - 5:].abs().max() == 0
 
 
-@torch.no_grad()
-def test_a_token_at_a_time_is_the_same():
-    model = tiny_model()
-    sound = 0.1 * torch.randn(2, 1200 * TOKEN, generator=gen())  # a minute
-    frames = model.hear(sound)
-    memory = model.encode(frames)
-    state, sizes, streamed = None, set(), []
-    for t in range(1200):
-        x, of_token, state = model.stream(sound[:, TOKEN * t:TOKEN * (t + 1)], state)
-        assert (of_token - frames[:, t]).abs().max() < 1e-4
-        streamed.append(x)
-        tensors = [state[0], *(part for layer in state[1] for part in layer)]
-        sizes.add(sum(part.numel() for part in tensors))
-    off = torch.stack(streamed, 1) - memory
-    assert off.norm() < 1e-4 * memory.norm()
-    assert off[:, -100:].norm() < 1e-4 * memory[:, -100:].norm()
-    assert len(sizes) == 1
-
-
 # --- the spectrum ---
 
 def test_spectrum_there_and_back():

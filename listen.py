@@ -1,0 +1,112 @@
+"""
+Always listening: questions are cut out of a stream of sound, as it comes, and answered.
+
+A question is a row of tones. It is over when nothing has sounded for longer than this player's gaps
+suggest, so a slow player is given more time. Clicks, noise and speech are no tones.
+"""
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from prepare import SAMPLE_RATE
+from think import converse
+from transcribe import UNKNOWN, find_tones
+
+WAIT = 0.3        # seconds of silence that end a question, at least
+PATIENCE = 2.0    # or as many times the longest of its last gaps,
+LONGEST_WAIT = 1.5  # at most
+FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
+LOOK = 4.0        # seconds of the stream in which tones are looked for
+LEAD = 0.02       # seconds kept before the first tone, as in training
+LONGEST = 60.0    # seconds of a question
+SHORTEST = 0.045  # seconds of most of its tones
+BLOCK = 0.05      # seconds that are heard at once
+GIVE_UP = 60.0    # seconds without a tone, for who waits for one question only
+
+
+class Heard(NamedTuple):
+    """The sound since the first tone (S,), seconds of silence at its end, and after how many such
+    seconds the question is over"""
+    sound: torch.Tensor
+    quiet: float
+    wait: float
+
+
+def seconds_to_wait(tones):
+    """Tones (see transcribe.py) of the last seconds -> how long a silence ends the question"""
+    if len(tones.start) < 2:
+        return FIRST_WAIT
+    gaps = tones.start[1:] - tones.start[:-1] - tones.length[:-1]
+    return min(LONGEST_WAIT, max(WAIT, PATIENCE * float(gaps.max())))
+
+
+def listen(blocks):
+    """Blocks (n,) of sound at 16 kHz -> after each of them what was Heard since the last question;
+    the sound is empty if there was no tone. Memory does not grow with the stream. A terminal is
+    told for how long it has listened, and what it waits for."""
+    sound = torch.zeros(0)
+    begun = False
+    bar = tqdm(bar_format='listening for {elapsed}, {desc}', disable=None, leave=False)
+    for block in blocks:
+        bar.set_description_str("until it is silent" if begun else "until a tone sounds", False)
+        bar.update()
+        sound = torch.cat([sound, block])
+        recent = sound[-round(LOOK * SAMPLE_RATE):]
+        tones = find_tones(recent[None])
+        if not begun and len(tones.start):
+            begun = True
+            first = round((float(tones.start[0]) - LEAD) * SAMPLE_RATE)
+            sound = recent[max(0, first):]
+        if not begun:
+            sound = recent
+            yield Heard(sound[:0], 0.0, FIRST_WAIT)
+            continue
+        ends = tones.start + tones.length
+        quiet = len(recent) / SAMPLE_RATE - float(ends[-1]) if len(ends) else LOOK
+        wait = seconds_to_wait(tones) if len(sound) < LONGEST * SAMPLE_RATE else 0.0
+        yield Heard(sound, quiet, wait)
+        if quiet >= wait:
+            sound = sound[:0]
+            begun = False
+    bar.close()
+    if begun:
+        yield Heard(sound, 0.0, 0.0)  # the stream has ended
+
+
+def first_question(blocks):
+    """Blocks of sound -> the first question (S,); empty if none begins within a minute"""
+    waited = 0
+    for heard in listen(blocks):
+        waited += not len(heard.sound)
+        if len(heard.sound) and heard.quiet >= heard.wait:
+            return heard.sound
+        if waited > GIVE_UP / BLOCK:
+            break
+    return torch.zeros(0)
+
+
+def is_question(sound):
+    """Is a sound (S,) a row of tones? A voice, too, has pitches now and then that pass for tones,
+    but brief ones, or with other partials beside them."""
+    tones = find_tones(sound[None])
+    if not (tones.symbol < UNKNOWN).any():
+        return False
+    return not tones.voiced[0] and bool(tones.length.median() > SHORTEST)
+
+
+def conversations(model, blocks, think):
+    """Blocks of sound -> after each of them what was Heard, and None or, if that was a question,
+    the answers of every pass (1, S) and how many passes changed something"""
+    thought = None
+    for heard in listen(blocks):
+        # The model thinks while it waits. If the player goes on, that was in vain.
+        if heard.quiet < heard.wait / 2:
+            thought = None
+        elif thought is None and is_question(heard.sound):
+            question = heard.sound[None].to(model.start.device)
+            thought = converse(model, question, think=think)
+        is_over = heard.quiet >= heard.wait
+        yield heard, thought if is_over else None
+        if is_over:
+            thought = None
