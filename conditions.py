@@ -78,12 +78,14 @@ def pink_noise(b, db):
 
 
 def echo(b, seconds):
-    """Decaying noise after the direct sound, 60 dB down after so many seconds. As in a room, the
-    longer it lasts, the louder it is in all: 6 dB under the direct sound at 0.4 s."""
+    """Decaying noise after the direct sound, 60 dB down after so many seconds; another for each
+    question. As in a room, the longer it lasts, the louder it is in all: 6 dB under the direct
+    sound at 0.4 s."""
     n = round(seconds * SAMPLE_RATE)
-    tail = white(b, n) * 10 ** (-3 * torch.arange(n, device=b.question.device) / n)
-    tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm()
-    tail[0] = 1
+    decay = 10 ** (-3 * torch.arange(n, device=b.question.device) / n)
+    tail = white(b, len(b.question), n) * decay
+    tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm(dim=1, keepdim=True)
+    tail[:, 0] = 1
     size = b.question.shape[1] + n
     wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)
     return b._replace(question=wet[:, :b.question.shape[1]])

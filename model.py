@@ -121,10 +121,10 @@ class Spectrum(nn.Module):
     def exp(self, frames):
         return torch.expm1(frames.clamp(0, 12)) / COMPRESS
 
-    def noise(self, frames):
-        """Log magnitudes (..., F) -> what noise reaches in each bin: 4 times what is usual around
-        it, in the mean of the logarithms, which one tone changes little"""
-        return self.log(4 * self.exp(frames.float() @ self.near))
+    def noise(self, frames, over=4):
+        """Log magnitudes (..., F) -> what noise reaches in each bin: `over` times what is usual
+        around it, in the mean of the logarithms, which one tone changes little"""
+        return self.log(over * self.exp(frames.float() @ self.near))
 
     def sounds(self, frames):
         """Log magnitudes (..., F) -> (..., 1): 0 in silence and noise, 1 from -24 dB of full scale
@@ -133,11 +133,13 @@ class Spectrum(nn.Module):
         return over.amax(-1, keepdim=True).clamp(0, 1)
 
     def squelch(self, frames):
-        """Log magnitudes (..., F) without frames and bins that are noise, frames under -35 dB and
-        bins under -42 dB: no tones"""
-        noise = self.noise(frames)
-        sounds = (frames > noise.clamp(min=1)).any(-1, keepdim=True)
-        return frames * (sounds & (frames > noise.clamp(min=0.6)))
+        """Log magnitudes (B, frames, F) without frames and bins that are noise, frames under -35 dB
+        and bins under -42 dB: no tones. Over five frames noise varies less than a tone does."""
+        smooth = F.avg_pool1d(frames.transpose(1, 2), 5, 1, 2, count_include_pad=False)
+        smooth = smooth.transpose(1, 2)
+        noise = self.noise(smooth, 2.5)
+        sounds = (smooth > noise.clamp(min=1)).any(-1, keepdim=True)
+        return frames * (sounds & (smooth > noise.clamp(min=0.6)))
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
@@ -498,7 +500,8 @@ class MiniJMamba(nn.Module):
         # say, was never trained. Frames to be copied lose their noise here; otherwise generated
         # frames have the lower loss, and the model learns to generate everything.
         query = self.start[None, None]
-        copied = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1))).flatten(2)
+        copied = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1)).flatten(1, 2))
+        copied = copied.unflatten(1, (-1, c.patch)).flatten(2)
         x, copied = self.cross(query, memory, copied, valid, hiding)
         x = query + x
 

@@ -338,7 +338,7 @@ task = Task(
     hard=hard,
     shortcuts={'A % B, ignore the rest': ignore_the_rest, 'A % the last': only_the_last},
     splits={
-        'train': dict(kind='mixed'),
+        'train': dict(kind='mixed', steps=(1, 3)),
         'val': {},
         'val_ood': dict(digits=(10, 10), steps=(1, 4), most=26),
         'iid': {},
