@@ -19,6 +19,7 @@ LONGEST_WAIT = 1.5  # at most
 FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
 LOOK = 4.0        # seconds of the stream in which tones are looked for
 LEAD = 0.02       # seconds kept before the first tone, as in training
+AHEAD = 0.2       # seconds before that, the model begins to think
 LONGEST = 60.0    # seconds of a question
 SHORTEST = 0.045  # seconds of most of its tones
 BLOCK = 0.05      # seconds that are heard at once
@@ -101,7 +102,7 @@ def conversations(model, blocks, think):
     thought = None
     for heard in listen(blocks):
         # The model thinks while it waits. If the player goes on, that was in vain.
-        if heard.quiet < heard.wait / 2:
+        if heard.quiet < heard.wait - AHEAD:
             thought = None
         elif thought is None and is_question(heard.sound):
             question = heard.sound[None].to(model.start.device)
