@@ -30,8 +30,9 @@ import prepare
 from baselines import Transformer, make_model
 from checkpoint import load_checkpoint
 from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
+from files import STREAM_BLOCK
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
-from listen import BLOCK, conversations
+from listen import conversations
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, mixer, ssd
 from prepare import (
     SAMPLE_RATE,
@@ -394,13 +395,13 @@ def bench_listen():
     """The release, always listening, on a clock as if the sound came live to this machine"""
     model, _ = load_checkpoint(device=device, init_from='release')
     sound, begins, wants = stream_of_questions()
-    blocks = sound.split(round(BLOCK * SAMPLE_RATE))
+    blocks = sound.split(STREAM_BLOCK)
     answers = [[] for _ in wants]
     decided, computed = [], []
     arrived = ready = 0.0
     t0 = time.perf_counter()
     for heard, thought in conversations(model, iter(blocks), 64):
-        arrived = min(arrived + BLOCK, len(sound) / SAMPLE_RATE)
+        arrived = min(arrived + STREAM_BLOCK / SAMPLE_RATE, len(sound) / SAMPLE_RATE)
         ready = max(ready, arrived) + time.perf_counter() - t0
         if thought:
             which = bisect.bisect(begins, arrived - heard.quiet) - 1

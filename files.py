@@ -30,6 +30,7 @@ def write_wav(path, wave):
     wavfile.write(path, SAMPLE_RATE, (wave.clip(-1, 1) * 32767).round().astype(np.int16))
 
 
+STREAM_BLOCK = SAMPLE_RATE // 20  # samples of a stream that are heard at once: 50 ms
 STREAMED = 0, 0x7fffffff, 0xffffffff  # what recorders write that do not know the length
 # How files begin that are no WAV files. soundfile reads the first five.
 FORMATS = {
@@ -145,8 +146,8 @@ def read_wav(path, name=None):
 
 
 def read_stream(file, name='standard input'):
-    """A WAV from a pipe -> blocks (about 800,) float32 of about 50 ms at 16 kHz, as they come. What
-    its header says of its length, which a recorder cannot know, does not matter."""
+    """A WAV from a pipe -> blocks (about STREAM_BLOCK,) float32 at 16 kHz, as they come. What its
+    header says of its length, which a recorder cannot know, does not matter."""
     form, _ = read_header(file, name)
     rate = int.from_bytes(form[4:8], 'little')
     frame = int.from_bytes(form[12:14], 'little')  # bytes of all channels at one moment
@@ -154,15 +155,14 @@ def read_stream(file, name='standard input'):
         raise ValueError(f"{name}: its header names no rate or size of samples that are audio")
     ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1000)
     up, down = ratio.numerator, ratio.denominator
-    n = down * max(1, round(rate / 20 / down))  # samples of a block, before and after
-    m = n // down * up
+    periods = max(1, round(STREAM_BLOCK / up))
+    n, m = periods * down, periods * up  # samples of a block, before and after
     recent = np.zeros(3 * n)
-    ended = False
-    while not ended:
+    data = b'not read yet'
+    while data:
         data = file.read(n * frame)
         data = data[:len(data) // frame * frame]
-        ended = len(data) < n * frame
-        block = np.zeros(n)
+        block = np.zeros(n)  # and once more after the end, for what a filter still holds
         if data:
             x, _ = decode(wav_of(form, data), name)
             block[:len(x)] = to_mono(x)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from prepare import SAMPLE_RATE
+from files import STREAM_BLOCK
+from prepare import LEAD, SAMPLE_RATE
 from think import converse
 from transcribe import UNKNOWN, find_tones
 
@@ -17,12 +18,10 @@ WAIT = 0.3        # seconds of silence that end a question, at least
 PATIENCE = 2.0    # or as many times the longest of its last gaps,
 LONGEST_WAIT = 1.5  # at most
 FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
+AHEAD = 0.2       # seconds before the end of the wait the model begins to think
 LOOK = 4.0        # seconds of the stream in which tones are looked for
-LEAD = 0.02       # seconds kept before the first tone, as in training
-AHEAD = 0.2       # seconds before that, the model begins to think
 LONGEST = 60.0    # seconds of a question
 SHORTEST = 0.045  # seconds of most of its tones
-BLOCK = 0.05      # seconds that are heard at once
 GIVE_UP = 60.0    # seconds without a tone, for who waits for one question only
 
 
@@ -32,6 +31,10 @@ class Heard(NamedTuple):
     sound: torch.Tensor
     quiet: float
     wait: float
+
+    @property
+    def is_over(self):
+        return self.quiet >= self.wait
 
 
 def seconds_to_wait(tones):
@@ -57,7 +60,7 @@ def listen(blocks):
         tones = find_tones(recent[None])
         if not begun and len(tones.start):
             begun = True
-            first = round((float(tones.start[0]) - LEAD) * SAMPLE_RATE)
+            first = round((float(tones.start[0]) - LEAD) * SAMPLE_RATE)  # as much as in training
             sound = recent[max(0, first):]
         if not begun:
             sound = recent
@@ -66,8 +69,9 @@ def listen(blocks):
         ends = tones.start + tones.length
         quiet = len(recent) / SAMPLE_RATE - float(ends[-1]) if len(ends) else LOOK
         wait = seconds_to_wait(tones) if len(sound) < LONGEST * SAMPLE_RATE else 0.0
-        yield Heard(sound, quiet, wait)
-        if quiet >= wait:
+        heard = Heard(sound, quiet, wait)
+        yield heard
+        if heard.is_over:
             sound = sound[:0]
             begun = False
     bar.close()
@@ -75,14 +79,20 @@ def listen(blocks):
         yield Heard(sound, 0.0, 0.0)  # the stream has ended
 
 
+def skip(blocks, seconds):
+    """Take so many seconds, to the nearest block, from an iterator of blocks"""
+    while seconds > STREAM_BLOCK / SAMPLE_RATE / 2 and (block := next(blocks, None)) is not None:
+        seconds -= len(block) / SAMPLE_RATE
+
+
 def first_question(blocks):
     """Blocks of sound -> the first question (S,); empty if none begins within a minute"""
     waited = 0
     for heard in listen(blocks):
-        waited += not len(heard.sound)
-        if len(heard.sound) and heard.quiet >= heard.wait:
+        if heard.is_over:
             return heard.sound
-        if waited > GIVE_UP / BLOCK:
+        waited += not len(heard.sound)
+        if waited * STREAM_BLOCK > GIVE_UP * SAMPLE_RATE:
             break
     return torch.zeros(0)
 
@@ -107,7 +117,6 @@ def conversations(model, blocks, think):
         elif thought is None and is_question(heard.sound):
             question = heard.sound[None].to(model.start.device)
             thought = converse(model, question, think=think)
-        is_over = heard.quiet >= heard.wait
-        yield heard, thought if is_over else None
-        if is_over:
+        yield heard, thought if heard.is_over else None
+        if heard.is_over:
             thought = None

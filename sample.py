@@ -38,8 +38,8 @@ from configurator import (
     write_whole,
 )
 from figures import spectrogram
-from files import fresh_folder, read_stream, read_wav, write_wav
-from listen import BLOCK, WAIT, conversations, first_question
+from files import STREAM_BLOCK, fresh_folder, read_stream, read_wav, write_wav
+from listen import WAIT, conversations, first_question, skip
 from prepare import SAMPLE_RATE, play_text, split_batches
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import converse
@@ -86,7 +86,10 @@ try:
     if listen:
         if not wav:
             fail("listen needs a sound to listen to: --wav=- or --wav=FILE")
-        blocks = read_stream(sys.stdin.buffer) if wav == '-' else iter(read_wav(wav).split(800))
+        if wav == '-':
+            blocks = read_stream(sys.stdin.buffer)
+        else:
+            blocks = iter(read_wav(wav).split(STREAM_BLOCK))
     elif wav:
         if wav == '-':
             wave = first_question(read_stream(sys.stdin.buffer))
@@ -125,6 +128,11 @@ def save(name, sound):
     return path
 
 
+def without_verdict(asked, answered):
+    """What is said of a recording whose right answer is not known"""
+    return f"the scorer heard {asked or 'nothing'} asked, and {answered or 'nothing'} answered"
+
+
 # --- listening: one question after another, until the stream ends ---
 
 def answer_stream(blocks):
@@ -138,15 +146,14 @@ def answer_stream(blocks):
         save(number + '_question', heard.sound)
         path = save(number + '_answer', answer) + '.wav'
         asked, answered = transcribe(heard.sound[None])[0], transcribe(answer[None])[0]
-        tqdm.write(f"the scorer heard {asked} asked, and {answered or 'nothing'} answered")
+        tqdm.write(without_verdict(asked, answered))
         n += 1
         if play:
             began = time.time()
             if subprocess.run([*player, path]).returncode:
                 fail(f"{play} {path} failed", 1)
             # The microphone has heard it; an answer is no question.
-            for _ in range(round((time.time() - began) / BLOCK)):
-                next(blocks, None)
+            skip(blocks, time.time() - began)
     return n
 
 
@@ -205,7 +212,7 @@ try:
         line = f"asked {asked}, wanted {wanted}, heard {heard or 'nothing'}"
         if not wanted:
             verdict = 'unknown'
-            line = f"the scorer heard {asked or 'nothing'} asked, and {heard or 'nothing'} answered"
+            line = without_verdict(asked, heard)
         chain = f": {' -> '.join(texts)}" if n > 1 else ''
         note = ''
         if aloud and int(passes) == think:

@@ -15,7 +15,7 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from files import SAMPLE_RATE, read_stream, write_wav
-from listen import conversations, first_question, is_question, listen
+from listen import conversations, first_question, is_question, listen, skip
 from prepare import Rhythm, make_rhythm, play, play_text
 from tasks import encode
 from tests.helpers import gen, path_of, refusal, run, tiny_model
@@ -36,7 +36,7 @@ def with_gaps(text, seconds):
 
 def questions(sound, size=800):
     """What listen() takes for questions, as the scorer hears them"""
-    over = [h for h in listen(iter(sound.split(size))) if len(h.sound) and h.quiet >= h.wait]
+    over = [h for h in listen(iter(sound.split(size))) if h.is_over]
     return [transcribe(h.sound[None])[0] for h in over]
 
 
@@ -61,7 +61,7 @@ def test_a_slow_player_is_given_time(gap):
 
 def test_a_question_ends_soon():
     sound = torch.cat([play_text('98765'), silence(1)])
-    over = next(h for h in listen(iter(sound.split(800))) if len(h.sound) and h.quiet >= h.wait)
+    over = next(h for h in listen(iter(sound.split(800))) if h.is_over)
     assert 0.3 <= over.quiet < 0.4
 
 
@@ -112,6 +112,14 @@ def test_the_first_question_is_waited_for_a_minute():
     assert len(list(never)) > 600
 
 
+@pytest.mark.parametrize('size', [640, 800])
+def test_an_answer_is_not_heard_however_long_a_block_is(size):
+    blocks = iter(silence(3).split(size))
+    skip(blocks, 2.0)
+    assert abs(len(torch.cat(list(blocks))) - SAMPLE_RATE) <= 400
+    skip(blocks, 1.0)  # past the end
+
+
 # --- the stream as a file ---
 
 @pytest.mark.parametrize('rate', [8000, 11025, 16000, 22050, 44100, 48000])
@@ -128,7 +136,7 @@ def test_a_stream_of_any_rate(rate, size, tmp_path):
     assert all(600 < len(block) < 1000 for block in blocks)
     sound = torch.cat(blocks)
     assert transcribe(sound[None]) == ['98%7']
-    n = len(wave) - 200
+    n = len(wave)  # the last block, too, although it is no whole one
     shift = 0 if rate == SAMPLE_RATE else len(blocks[0])  # a block is heard once the next is there
     off = sound[shift:][:n] - torch.from_numpy(wave[:n] * 20000 / 32768)
     assert off.abs().max() < 0.02
