@@ -323,10 +323,11 @@ def states_of_brackets(model, split, n, **more):
     return states.double(), targets.double(), b.asked >= 0
 
 
-def counting(model, path):
+def counting(model, path, n):
     """Fit a line from the encoder's states to the depth of brackets, and to whether it has been
     below 0, in questions as short as in training; draw how well it tells both in longer ones too,
-    and (dotted) for an untrained model: half of its heads never forget, so it counts a little."""
+    n a length, and (dotted) for an untrained model: half of its heads never forget, so it counts a
+    little."""
     torch.manual_seed(0)
     untrained = make_model(model.config).eval()
     fig = Figure(figsize=(9, 3.8), layout='constrained')
@@ -334,11 +335,11 @@ def counting(model, path):
     plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))
     plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=(-3, 103))
     for net, name in ((model, 'trained'), (untrained, 'untrained')):
-        states, targets, there = states_of_brackets(net, 'train', 400)
+        states, targets, there = states_of_brackets(net, 'train', 5 * n)
         line = torch.linalg.lstsq(states[there], targets[there]).solution
         for length in (12, 20, 40, 100):
             split = 'val' if length == 12 else 'val_ood'
-            states, targets, _ = states_of_brackets(net, split, 40, low=length, high=length)
+            states, targets, _ = states_of_brackets(net, split, n, low=length, high=length)
             found = states @ line
             depth_right = found[..., 0].round() == targets[..., 0]
             below_right = (found[..., 1] > 0.5) == (targets[..., 1] > 0.5)
@@ -376,7 +377,7 @@ if __name__ == '__main__':
     what = ''          # as above, or spectrogram or table, which '' tells by what is named
     out = ''           # the PNG to write; '' is named after what it shows
     task = 'mod'       # of passes
-    num_samples = 200  # questions for each point of robustness
+    num_samples = 200  # questions for each point of robustness and counting
     flags = [a for a in sys.argv[1:] if a.startswith('-')]
     named = [a for a in dict.fromkeys(sys.argv[1:]) if a not in flags]
     configure(globals(), flags)
@@ -415,7 +416,7 @@ if __name__ == '__main__':
             elif what == 'pointer':
                 pointer(model, out)
             elif 'bracket' in trained_on['tasks']:
-                counting(model, out)
+                counting(model, out, num_samples)
             else:
                 fail(f"counting is for a model of bracket, not of {trained_on['tasks']}")
     except ValueError as e:
