@@ -98,11 +98,9 @@ class Spectrum(nn.Module):
         near = (k - k[:, None]).abs() <= (k - N_DEAF).clamp(0, N_AROUND)
         self.register_buffer('near', (near / near.sum(0)).float(), persistent=False)
 
-    def stft(self, wave, before=None):
-        """(B, S), S a multiple of HOP, and what sounded before (B, 2 HOP) -> (B, S / HOP, 2, F)"""
-        if before is None:
-            before = wave.new_zeros(len(wave), 2 * HOP)
-        blocks = torch.cat([before, wave], 1).unfold(1, 3 * HOP, HOP)
+    def stft(self, wave):
+        """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F)"""
+        blocks = F.pad(wave, (2 * HOP, 0)).unfold(1, 3 * HOP, HOP)
         return (blocks @ self.analysis).unflatten(2, (2, -1))
 
     def istft(self, spectrum):
@@ -235,18 +233,12 @@ def gate_and_norm(y, z):
     return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
 
 
-def split_projection(zxBCdt, pace, dt_bias, P, N):
-    """(..., W) -> gate (..., HP), convolution's input (..., HP + 2N), steps of time (..., H)"""
-    H = len(dt_bias)
-    z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
-    return z, xBC, F.softplus(dt[..., :H].float() + dt_bias) * pace
-
-
 def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
     """All of a Mamba-2 layer between its two projections, with any scan(x, dt, A, B, C):
     (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton."""
     H = len(A)
-    z, xBC, dt = split_projection(zxBCdt, pace, dt_bias, P, N)
+    z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
+    dt = F.softplus(dt[..., :H].float() + dt_bias) * pace
     x, B, C = causal_conv(xBC, weight, bias).split([H * P, N, N], -1)
     x = x.unflatten(-1, (H, P))  # (B, T, H, P)
     return gate_and_norm(scan(x, dt, A, B, C) + D[:, None] * x, z)
@@ -259,18 +251,18 @@ class Mamba2(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.c = c
-        self.n_heads = c.d_inner // c.head_dim
-        self.forever = round(c.counting * self.n_heads)  # heads with A = 0: nothing ever goes out
+        n_heads = c.d_inner // c.head_dim
+        self.forever = round(c.counting * n_heads)  # heads with A = 0: nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
-        width = c.d_inner + d_conv + self.n_heads
+        width = c.d_inner + d_conv + n_heads
         self.norm = nn.RMSNorm(c.d_model)
         # GPUs are slow at widths that are no multiple of 8; what is added is not used.
         self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(D_CONV, d_conv))
         self.conv_bias = nn.Parameter(torch.zeros(d_conv))
-        self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
-        self.A_log = nn.Parameter(torch.empty(self.n_heads - self.forever))
-        self.D = nn.Parameter(torch.ones(self.n_heads))
+        self.dt_bias = nn.Parameter(torch.empty(n_heads))
+        self.A_log = nn.Parameter(torch.empty(n_heads - self.forever))
+        self.D = nn.Parameter(torch.ones(n_heads))
         self.gate_norm = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 

@@ -150,8 +150,8 @@ def find_tones(waves, shortest=6):
     clear = clear & (inside > LEAST_INSIDE * power.sum(1))
     between = ~(own | overtone) & (bins < VOICE_BAND * LONGEST / SAMPLE_RATE) & (power > 0)
     other = decibels((power * between).amax(1))
-    floor = (decibels(power) * between).sum(1) / between.sum(1)
-    voiced = (other > decibels(highest) + VOICE) & (other > floor + OVER_FLOOR)
+    floor = ((log * between).sum(1) / between.sum(1)).exp()
+    voiced = (other > decibels(highest) + VOICE) & (other > decibels(floor) + OVER_FLOOR)
 
     # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
     def of_clip(x):
