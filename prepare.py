@@ -251,13 +251,13 @@ class Room(NamedTuple):
 
 
 def draw_room(chance):
-    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, and 0 to 24 dB under the direct sound"""
+    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, from 24 dB under the direct sound to 6 over"""
     device = chance.how['device']
     delays = 0.002 * 2 ** torch.arange(9, device=device)  # seconds; all examples share them
     delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
     gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.2))
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
-    tail = gain(chance.uniform(-24, 0)) * energy.rsqrt()
+    tail = gain(chance.uniform(-24, 6)) * energy.rsqrt()
     signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
     return Room((delays * SAMPLE_RATE).long(), gains * signs, tail)
 

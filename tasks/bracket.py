@@ -18,9 +18,9 @@ OPEN, CLOSE, VALID, INVALID = encode('()VX')
 # How unbalanced strings fail, and their shares in training. The first three are as long as the
 # balanced ones.
 SHARES = {
-    'shuffled': 0.25, 'swapped': 0.35, 'flipped': 0.05, 'extra': 0.15, 'far': 0.1, 'runs': 0.1,
+    'shuffled': 0.2, 'swapped': 0.35, 'flipped': 0.05, 'extra': 0.1, 'far': 0.1, 'runs': 0.2,
 }
-SAME_LENGTH = 0.65
+SAME_LENGTH = 0.6
 NESTED = 0.1     # share of the balanced ones that are as deep as they can be
 KEEP_ENDS = 0.9  # share of those with ( in front and ) at the end
 
