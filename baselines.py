@@ -1,6 +1,9 @@
 """
-Layers that can take the place of Mamba-2, for comparison: config.layer names one. Each has as many
-parameters as a Mamba-2 layer; front end, cross-attention, pointer and losses stay as they are.
+What can take the place of the model's parts, for comparison; all else stays as it is.
+
+layer      of Mamba-2: transformer, lstm, with as many parameters; or attention, with half
+attention  of cross-attention and self-attention: cross or self alone, or none
+front      of the spectrum that the encoder hears: mel bands, or learned filters
 """
 import math
 from functools import partial
@@ -9,7 +12,18 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Mamba2, MiniJMamba, SelfAttention, rotary
+from model import (
+    COMPRESS,
+    HOP,
+    N_BINS,
+    N_FFT,
+    WIN_LENGTH,
+    Mamba2,
+    MiniJMamba,
+    SelfAttention,
+    rotary,
+)
+from prepare import SAMPLE_RATE
 
 
 class Transformer(nn.Module):
@@ -53,14 +67,75 @@ class LSTM(nn.Module):
         return x + self.out_proj(self.lstm(self.norm(x))[0])
 
 
+class NoCross(nn.Module):
+    """In the place of cross-attention: all of the encoder's memory, and no pointer"""
+
+    def forward(self, query, memory, frames, valid, hiding=None):
+        return memory, frames
+
+
+class Mel(nn.Module):
+    """Log magnitudes (B, T, patch * F) -> 40 mel bands of each frame, embedded (B, T, D)"""
+
+    def __init__(self, c):
+        super().__init__()
+        bands, highest = 40, 2595 * math.log10(1 + SAMPLE_RATE * N_BINS / N_FFT / 700)
+        mel = torch.linspace(0, highest, bands + 2)
+        hertz = 700 * (10 ** (mel / 2595) - 1)
+        bins = torch.arange(N_BINS)[:, None] * (SAMPLE_RATE / N_FFT)
+        width = hertz.diff().clamp(min=SAMPLE_RATE / N_FFT)  # no band falls between two bins
+        rise = (bins - hertz[:-2]) / width[:-1]
+        fall = (hertz[2:] - bins) / width[1:]
+        self.register_buffer('bands', rise.minimum(fall).clamp(min=0), persistent=False)
+        self.patch = c.patch
+        self.out = nn.Linear(c.patch * bands, c.d_model)
+
+    def forward(self, frames):
+        magnitude = torch.expm1(frames.float().unflatten(-1, (self.patch, -1))) / COMPRESS
+        return self.out(torch.log1p(COMPRESS * (magnitude @ self.bands)).flatten(2))
+
+
+class Filters(nn.Module):
+    """The waveform that was heard last -> N_BINS learned filters of 25 ms, as many of which each
+    frame has in the spectrum; the logarithm of what passes each, embedded (B, T, D)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.filters = nn.Conv1d(1, N_BINS, WIN_LENGTH, HOP, bias=False)
+        self.patch = c.patch
+        self.out = nn.Linear(c.patch * N_BINS, c.d_model)
+        self.heard = None
+
+    def forward(self, frames):
+        wave = F.pad(self.heard, (WIN_LENGTH - HOP, 0))[:, None]
+        passed = torch.log1p(COMPRESS * self.filters(wave).abs()).transpose(1, 2)
+        return self.out(passed.unflatten(1, (-1, self.patch)).flatten(2))
+
+
+class WithFilters(MiniJMamba):
+    def hear(self, question):
+        frames = super().hear(question)
+        self.embed.heard = F.pad(question, (0, -question.shape[1] % self.config.token))
+        return frames
+
+
 LAYERS = {'mamba2': Mamba2, 'attention': SelfAttention, 'transformer': Transformer, 'lstm': LSTM}
+ATTENTION = 'both', 'cross', 'self', 'none'
+FRONTS = {'stft': MiniJMamba, 'mel': MiniJMamba, 'filters': WithFilters}
 
 
 def make_model(config):
-    """The model that config.layer asks for"""
+    """The model that config asks for"""
     layer = LAYERS[config.layer]
     if layer in (Transformer, LSTM):
         with torch.device('meta'):
             n = sum(p.numel() for p in Mamba2(config).parameters())
         layer = partial(layer, n=n)
-    return MiniJMamba(config, layer)
+    model = FRONTS[config.front](config, layer)
+    if config.attention in ('cross', 'none'):
+        model.self_attention = nn.Identity()
+    if config.attention in ('self', 'none'):
+        model.cross = NoCross()
+    if config.front != 'stft':
+        model.embed = {'mel': Mel, 'filters': Filters}[config.front](config)
+    return model

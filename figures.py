@@ -57,7 +57,6 @@ ABLATIONS = {
     'state_16': 'state of 16',
     'tokens_100_ms': 'tokens of 100 ms',
     'tokens_20_ms': 'tokens of 20 ms',
-    'with_stft': 'with waveform and STFT losses',
 }
 
 

@@ -48,8 +48,11 @@ class JMambaConfig:
     counting: float = 0.5   # share of the Mamba-2 heads that never forget, so that they can count
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
-    layer: str = 'mamba2'   # of encoder and decoder; others, in baselines.py, for comparison
     pointer: bool = True    # False: every frame is generated
+    points_at: str = 'same'  # which time, with commas: same, end (backwards), again (see elsewhere)
+    layer: str = 'mamba2'   # of encoder and decoder; in baselines.py: transformer, lstm, attention
+    attention: str = 'both'  # or cross, self, none, for comparison
+    front: str = 'stft'     # what the encoder hears; or mel, filters, for comparison
     ssd: str = 'auto'       # the scan: torch, mamba_ssm, or auto: whichever is the fastest
     n_symbols: int = 27     # for an auxiliary loss only; answers are never read from the logits
     n_so_far: int = 102     # for another one: what a question comes to so far
@@ -66,6 +69,8 @@ class JMambaConfig:
                 raise ValueError(f"{key} must be a positive multiple of {divisor}, not {value}")
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim must divide {self.d_inner}, not be {self.head_dim}")
+        if not set(self.points_at.split(',')) <= {'same', 'end', 'again'}:
+            raise ValueError(f"points_at are some of same, end, again, not {self.points_at!r}")
         if not 0 <= self.counting <= 1:
             raise ValueError(f"counting must lie between 0 and 1, not {self.counting}")
 
@@ -132,12 +137,20 @@ class Spectrum(nn.Module):
 
     def squelch(self, frames):
         """Log magnitudes (B, frames, F) without frames and bins that are noise, frames under -35 dB
-        and bins under -42 dB: no tones. Over five frames noise varies less than a tone does."""
-        smooth = F.avg_pool1d(frames.transpose(1, 2), 5, 1, 2, count_include_pad=False)
-        smooth = smooth.transpose(1, 2)
+        and bins under -42 dB: no tones. Over five frames noise varies less than a tone does. Nor
+        does an echo count, in which a bin has only fallen for the last 100 ms."""
+        by_bin = frames.transpose(1, 2)
+        by_bin = F.avg_pool1d(by_bin, 5, 1, 2, count_include_pad=False)
+        smooth = by_bin.transpose(1, 2)
         noise = self.noise(smooth, 2.5)
         sounds = (smooth > noise.clamp(min=1)).any(-1, keepdim=True)
-        return frames * (sounds & (smooth > noise.clamp(min=0.6)))
+
+        before = F.pad(by_bin, (10, 0))
+        high = F.max_pool1d(before, 11, 1)
+        low = -F.max_pool1d(-before, 11, 1)
+        new = (by_bin > high - 0.25) | (by_bin > low + 0.6)
+        new = F.max_pool1d(new.to(frames.dtype), 5, 1, 2).transpose(1, 2)  # with its fades
+        return frames * new * (sounds & (smooth > noise.clamp(min=0.6)))
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
@@ -417,7 +430,7 @@ class MiniJMamba(nn.Module):
         self.self_attention = SelfAttention(c)
         self.norm = nn.RMSNorm(c.d_model)
         self.frames = nn.Linear(c.d_model, c.patch * N_BINS)
-        self.gate = nn.Linear(c.d_model, c.patch)
+        self.gate = nn.Linear(c.d_model, c.patch * len(c.points_at.split(',')))
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
         self.so_far = nn.Linear(c.d_model, c.n_so_far)
         self.init_weights()
@@ -493,7 +506,7 @@ class MiniJMamba(nn.Module):
         # frames have the lower loss, and the model learns to generate everything.
         query = self.start[None, None]
         copied = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1)).flatten(1, 2))
-        copied = copied.unflatten(1, (-1, c.patch)).flatten(2)
+        copied = self.elsewhere(copied).unflatten(1, (-1, c.patch)).flatten(2)
         x, copied = self.cross(query, memory, copied, valid, hiding)
         x = query + x
 
@@ -509,16 +522,41 @@ class MiniJMamba(nn.Module):
             x = layer(x, pace)
         return self.heads(x, copied, may_generate)
 
+    def elsewhere(self, frames):
+        """Frames (B, n, F), 0 where nothing sounds -> what stands at each of config.points_at,
+        (B, n, places, F): at the same time; at the end, as far before the last tone's end as this
+        is behind the first one's start; and again, from a gap after the last tone on"""
+        n = frames.shape[1]
+        at = torch.arange(n, device=frames.device)
+        sounds = frames.amax(2) > 0
+        first = torch.where(sounds, at, n).amin(1, keepdim=True)
+        last = torch.where(sounds, at, -1).amax(1, keepdim=True)
+        gap = self.config.patch
+        times = {'end': first + last - at, 'again': at - (last - first) - gap}
+        places = []
+        for place in self.config.points_at.split(','):
+            if place == 'same':
+                places.append(frames)
+                continue
+            time = times[place]
+            inside = (time >= 0) & (time < n)
+            index = time.clamp(0, n - 1)[..., None].expand_as(frames)
+            places.append(frames.gather(1, index) * inside[..., None])
+        return torch.stack(places, 2)
+
     def heads(self, x, copied, may_generate):
-        """Tokens (B, T, D), frames pointed at (B, T, patch * F) -> answer frames, symbol logits"""
+        """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames, symbol
+        logits"""
         c = self.config
         x = self.norm(x)
-        gate = torch.sigmoid(self.gate(x)).unsqueeze(-1)  # (B, T, patch, 1)
         made = self.frames(x).unflatten(-1, (c.patch, -1))
         if may_generate is not None:
             made = made * may_generate.unflatten(1, (-1, c.patch))[..., None]
         if c.pointer:
-            made = gate * copied.unflatten(-1, (c.patch, -1)) + (1 - gate) * made
+            # A share for each place, and the rest for what is generated
+            shares = F.pad(self.gate(x).unflatten(-1, (c.patch, -1)), (0, 1)).softmax(-1)
+            copied = copied.unflatten(-1, (c.patch, shares.shape[-1] - 1, -1))
+            made = shares[..., -1:] * made + (shares[..., :-1, None] * copied).sum(-2)
         return made.flatten(1, 2), self.logits(x)
 
     @torch.no_grad()

@@ -122,26 +122,15 @@ def play(symbols, rhythm, n_samples):
     return (wave * fade * amplitude).flatten(1)[:, :n_samples]
 
 
-def spectral_distance(x, y):
-    """Spectral convergence and log-magnitude distance of waveforms (B, S), the mean over three
-    resolutions (multi-resolution STFT loss: Yamamoto et al., 2020)"""
-    total = 0.0
-    for n in (256, 512, 1024):
-        window = torch.hann_window(n, device=x.device)
-        p, q = (torch.stft(t, n, n // 4, window=window, return_complex=True) for t in (x, y))
-        p = (p.abs().square() + 1e-7).sqrt()
-        q = (q.abs().square() + 1e-7).sqrt()
-        total += (q - p).norm() / q.norm() + (q.log() - p.log()).abs().mean()
-    return total / 3
-
-
-def play_text(text, seed=0):
-    """One question as train.py would play it, without noise -> (samples,)"""
+def play_text(text, seed=0, slots=0):
+    """One question as train.py would play it, without noise, and silence up to so many slots
+    -> (samples,)"""
     if not text:
         raise ValueError("a question needs at least one symbol")
-    rhythm = make_rhythm(1, len(text), torch.Generator().manual_seed(seed))
+    symbols = encode(text) + [REST] * (slots - len(text))
+    rhythm = make_rhythm(1, len(symbols), torch.Generator().manual_seed(seed))
     n_samples = round(float(rhythm.end[0, -1]) * SAMPLE_RATE)
-    return play(torch.tensor([encode(text)]), rhythm, n_samples)[0]
+    return play(torch.tensor([symbols]), rhythm, n_samples)[0]
 
 
 # --- real sound: people's tempo, other instruments, rooms, noise ---
@@ -251,7 +240,7 @@ class Room(NamedTuple):
 
 
 def draw_room(chance):
-    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, from 24 dB under the direct sound to 6 over"""
+    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, 24 dB under the direct sound to 6 over it"""
     device = chance.how['device']
     delays = 0.002 * 2 ** torch.arange(9, device=device)  # seconds; all examples share them
     delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))

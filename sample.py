@@ -78,8 +78,8 @@ try:
         tasks = [task]
 
     if start:
-        played = play_text(start, seed)
         wanted = solve(task_of(start, tasks), start)
+        played = play_text(start, seed, len(wanted))
     player = shlex.split(play)
     if play and not (listen and shutil.which(player[0])):
         fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")

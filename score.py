@@ -25,7 +25,7 @@ from checkpoint import load_checkpoint
 from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from tasks import REST, TASKS, decode, split_names
+from tasks import REST, TASKS, decode, split_names, taken
 from think import converse, reply
 from transcribe import find_tones, transcribe
 
@@ -195,9 +195,10 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
 
 
 @torch.compiler.set_stance('force_eager')  # other shapes than in training: not worth compiling
-def validate(model, tasks, aloud, n, seed, device, think, sound):
-    """n validation questions of each task -> {'val': {task: exact match}, 'val_ood': the same out
-    of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last two of val"""
+def validate(model, tasks, aloud, n, seed, device, think, sound, level):
+    """n validation questions of each task, of a level of difficulty -> {'val': {task: exact match},
+    'val_ood': the same out of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last
+    two of val"""
     model.eval()
     fast = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # long counts need the digits
@@ -205,7 +206,8 @@ def validate(model, tasks, aloud, n, seed, device, think, sound):
     for task in tasks:
         passes = think if task in aloud else 1
         for split in ('val', 'val_ood'):
-            r = evaluate(model, task, split, n, seed, device, passes, sound)
+            r = evaluate(model, task, split, n, seed, device, passes, sound,
+                         **taken(task, level=level))
             found[split][task] = r['exact_match']
             if split == 'val':
                 found['token_accuracy'][task] = r['token_accuracy']

@@ -30,7 +30,7 @@ def heard_in(path):
 
 @pytest.mark.parametrize('task, lengths', [
     ('mirror', [15, 15, 15, 20, 20, 40, 40]),
-    ('reverse', [12] * 7),
+    ('twice', [15, 15, 15, 20, 20, 40, 40]),
 ])
 def test_prepare_writes_a_data_set(task, lengths, tmp_path):
     run('prepare.py', f'--task={task}', '--split=ood_length', '--num_samples=7',
@@ -50,7 +50,7 @@ def test_prepare_writes_a_data_set(task, lengths, tmp_path):
 def trained(tmp_path_factory):
     """What train.py printed about a tiny model of mirror, its folder, and its first checkpoint"""
     folder = tmp_path_factory.mktemp('out') / 'mirror'
-    text = run('train.py', path_of('config/mirror.py'), *TRAIN, '--w_wave=1', '--w_stft=0.1',
+    text = run('train.py', path_of('config/mirror.py'), *TRAIN, '--w_ctc=0.1',
                '--test_samples=3', f'--out_dir={folder}')
     checkpoint = torch.load(folder / 'ckpt.pt', weights_only=True)
     return SimpleNamespace(text=text, folder=folder, checkpoint=checkpoint)
@@ -61,7 +61,7 @@ def test_train_tests_itself_and_writes_samples(trained):
     assert re.search(r'^mirror_iid_em: \d\.\d{4}$', trained.text, re.M)
     rows = rows_of(trained.folder / 'log.jsonl')[:5]
     assert [row['iter'] for row in rows] == [2, 3, 4, 6, 6]
-    assert {'loss', 'frames', 'wave', 'stft', 'symbols', 'norm', 'lr', 'task'} <= set(rows[0])
+    assert {'loss', 'frames', 'symbols', 'ctc', 'norm', 'lr', 'task'} <= set(rows[0])
     assert {'val', 'val_ood', 'level', 'odds'} <= set(rows[1])
 
     found = json.loads((trained.folder / 'scores.json').read_text())
@@ -192,7 +192,7 @@ def test_a_mistake_is_one_line_on_the_command_line():
 @pytest.mark.parametrize('script, flags, says', [
     ('train.py', ['--batch_size=half'], "batch_size takes an integer, not 'half'"),
     ('train.py', ['config/nothing.py'], "cannot read the config file config/nothing.py"),
-    ('train.py', ['--tasks=sing'], "tasks are some of mirror, mod, bracket, reverse, each once"),
+    ('train.py', ['--tasks=sing'], "tasks are some of mirror, mod, bracket, reverse, twice"),
     ('train.py', ['--head_dim=48'], "head_dim must divide 256"),
     ('prepare.py', ['--task=sing'], "there is no task 'sing'"),
     ('prepare.py', ['--split=far'], "mirror has no split 'far'; it has train, val"),

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import configurator
 import prepare
-from baselines import LAYERS, Transformer, make_model
+from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from files import fresh_folder
@@ -46,9 +46,10 @@ test_samples = 1000      # questions of each test split at the end; 0 skips the 
 init_from = 'scratch'    # or resume; or weights to go on from: release, or the folder of a run
 # data
 tasks = 'mirror'         # some of tasks/, with a comma between them
-mix = 'error'            # draw tasks by what validation still gets wrong; or fixed shares: 1,1,2
+mix = 'error'            # draw tasks by what validation gets wrong; or staged; or by shares: 1,1,2
 mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
-curriculum = 0.0         # share of the updates in which the difficulty rises, to its full level
+difficulty = 1.0         # of training and validation, from 0 to 1: lengths, digits
+curriculum = 0.0         # share of the updates in which the difficulty rises up to there
 pauses = '0'             # silent slots put into a training question, at most: for all tasks or each
 mixed_symbols = 0.0      # mirror: share of symbols drawn from those of all tasks, not from letters
 sound = 'clean'          # or real: other tempos and instruments, rooms, noise (see prepare.py)
@@ -64,9 +65,8 @@ del model_settings['n_symbols'], model_settings['n_so_far']  # which follow from
 globals().update(model_settings)  # d_model, n_head, ...: see --help
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
-w_wave = 0.0             # L1 of the waveform, played with the target's phase
-w_stft = 0.0             # multi-resolution STFT of the same (Yamamoto et al., 2020)
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
+w_ctc = 0.0              # instead of it: of all symbols, of any alignment (Graves et al., 2006)
 w_so_far = 0.1           # cross-entropy of what the question comes to so far, from the encoder
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
@@ -89,15 +89,15 @@ world = int(os.environ.get('WORLD_SIZE', 1))
 names = names_of(config, 'tasks', TASKS) or fail(f"tasks are some of {', '.join(TASKS)}")
 spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
 pauses_of = for_each(config, 'pauses', names, int)
-shares = None if mix == 'error' else for_each(config, 'mix', names, float)
+shares = None if mix in ('error', 'staged') else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
-        ssd=('auto', 'torch', 'mamba_ssm'), layer=LAYERS)
+        ssd=('auto', 'torch', 'mamba_ssm'), layer=LAYERS, attention=ATTENTION, front=FRONTS)
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
-       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_wave=0,
-       w_stft=0, w_symbols=0, w_so_far=0, hide=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
+       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_symbols=0, w_ctc=0,
+       w_so_far=0, hide=(0, 1), difficulty=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
        seed=SEEDS)
 try:
     c = JMambaConfig(n_symbols=len(SYMBOLS), n_so_far=n_so_far(),
@@ -110,7 +110,8 @@ for is_wrong, why in (
     (hiding and batch_size // world % 2, "hide needs an even number of examples in each process"),
     (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
     (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token} frames"),
-    (not w_frames + w_wave + w_stft + w_symbols, "with every loss turned off nothing is learned"),
+    (not w_frames + w_symbols + w_ctc, "with every loss turned off nothing is learned"),
+    (w_ctc and compile, "w_ctc needs compile=False: a CUDA graph cannot hold it"),
     (c.ssd == 'mamba_ssm' and kernel_missing(), f"use ssd=auto: for mamba_ssm, {kernel_missing()}"),
 ):
     if is_wrong:
@@ -157,7 +158,7 @@ except OSError as e:
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
 
 cuda_graphs = compile and kind == 'cuda'
-matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and 'conv' not in n]
+matrices = [p for n, p in model.named_parameters() if p.dim() > 1 and 'conv' not in n]
 others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
 groups = [{'params': matrices, 'weight_decay': weight_decay},
           {'params': others, 'weight_decay': 0.0}]
@@ -166,7 +167,7 @@ optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cu
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 iter_num, best, seconds = 0, -1.0, 0.0
 wrong = {t: 1.0 for t in names}  # share of the validation questions
-level = torch.ones((), device=device)  # of difficulty; a CUDA graph reads it there
+level = torch.full((), difficulty, device=device)  # a CUDA graph reads it there
 if init_from == 'resume':
     try:
         saved = checkpoint['optimizer']
@@ -203,7 +204,7 @@ def save(name):
 
 def losses(frames, logits, so_far_logits, batch, hidden, task):
     """What the model answered to a batch -> losses, those of weight 0 left out, by weight's name"""
-    s, T = model.spectrum, logits.shape[1]
+    T = logits.shape[1]
     interval, middle = c.token / prepare.SAMPLE_RATE, c.middle / prepare.SAMPLE_RATE  # seconds
     valid = torch.arange(T, device=device) * c.token < batch.lengths[:, None]  # (B, T)
     out = {}
@@ -220,19 +221,18 @@ def losses(frames, logits, so_far_logits, batch, hidden, task):
         off = frames.float().unflatten(1, (-1, c.patch)) - wanted
         out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)), valid)
     with torch.autocast(kind, enabled=False):
-        if w_wave or w_stft:
-            played = s.istft(s.with_phase(s.exp(frames.float()), s.stft(batch.answer)))
-        if w_wave:
-            off = (played - batch.answer).abs().unflatten(1, (-1, c.token))
-            out['w_wave'] = mean(off.mean(2), valid)
-        if w_stft:
-            out['w_stft'] = prepare.spectral_distance(played, batch.answer)
         if w_symbols:
             # What sounds in the middle of each token's frames, where the decoder can see it
             label = prepare.sounding_at(batch.wanted, batch.rhythm, T, interval, middle)
             label = torch.where(label == REST, len(SYMBOLS), label)
             known = valid if hidden is None else valid & hidden.visible
             out['w_symbols'] = mean(cross_entropy(logits, label), known)
+        if w_ctc:
+            silent = batch.wanted == REST
+            wanted = batch.wanted.gather(1, silent.long().argsort(dim=1, stable=True))
+            scores = logits.float().log_softmax(2).transpose(0, 1)  # (T, B, symbols and the blank)
+            out['w_ctc'] = F.ctc_loss(scores, wanted.clamp(min=0), valid.sum(1),
+                                      (~silent).sum(1), len(SYMBOLS), zero_infinity=True)
         if w_so_far and TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken):
             # After the last symbol that has been heard for 50 ms
             slot = prepare.slot_at(batch.rhythm.start, T, interval, interval - 0.05)
@@ -255,8 +255,9 @@ def examples(task):
                                    sound, aloud=task in spoken, pauses=pauses_of[task], **wishes)
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
-            n_frames = batch.question.shape[1] // HOP
-            may_generate = ~prepare.repeats_at(*batch[4:], n_frames, HOP / prepare.SAMPLE_RATE)
+            n_frames, seconds_each = batch.question.shape[1] // HOP, HOP / prepare.SAMPLE_RATE
+            asked = batch.wanted if TASKS[task].moves else batch.asked
+            may_generate = ~prepare.repeats_at(asked, *batch[5:], n_frames, seconds_each)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden
@@ -339,9 +340,11 @@ while iter_num < max_iters and not ended:
     # --- step ---
     done = 1
     odds = shares or {t: max(wrong[t], mix_floor) for t in names}
+    if mix == 'staged':
+        odds = {t: float(t == names[iter_num * len(names) // max_iters]) for t in names}
     task = turns.choices(names, [odds[t] for t in names])[0]
     if curriculum:
-        level.fill_(min(1, iter_num / (curriculum * max_iters)))
+        level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))
     if not cuda_graphs:
         numbers = step(task, examples(task))
     else:
@@ -381,7 +384,7 @@ while iter_num < max_iters and not ended:
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
         found = [None if rank else validate(model, names, spoken, eval_samples, seed + 1, device,
-                                            think, sound)]
+                                            think, sound, difficulty)]
         if world > 1:  # what follows from it must be the same everywhere
             dist.broadcast_object_list(found)
         found, = found  # {'val': {task: exact match}, 'val_ood': ..., ...}

@@ -15,7 +15,7 @@ N_FFT = 512              # of a frame
 DEAF = 4                 # bins of a frame that are not listened to: hum and DC, under 125 Hz
 AROUND = 20              # bins on either side by which noise is told from a tone
 OVER_NOISE = 7.0         # dB of a tone over the noise around it, at least
-QUIET = 16.0             # dB under the loudest that a tone may be
+QUIET = 22.0             # dB under the loudest that a tone may be
 DIP = 7.0                # dB between two equal tones that follow each other
 STEADY = 20.0            # dB over the noise under which three frames are needed to hear a dip
 LONGEST = 2048           # samples of a tone that its pitch is measured in
@@ -110,7 +110,7 @@ def find_tones(waves, shortest=6):
     """Waveforms (B, S) at 16 kHz -> Tones.
 
     A tone is a run of at least `shortest` frames, 2 or more, with a peak over the noise around it,
-    not 16 dB under the clip's loudest, that stays where it is. Its pitch is the FFT peak of the
+    not 22 dB under the clip's loudest, that stays where it is. Its pitch is the FFT peak of the
     whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is near,
     if a second peak, other than an overtone, is nearly as high, if the peak is lost in noise,
     or if most of the clip's tones are UNKNOWN."""

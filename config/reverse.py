@@ -1,6 +1,6 @@
-# Play back what you heard, last letter first: a task of one file, tasks/reverse.py.
+# Play back what you heard, last letter first: a second place to point at. Two minutes on two CPU
+# cores.
 tasks = 'reverse'
-max_iters = 3000
-lr_decay_iters = 3000
-eval_interval = 500
-log_interval = 50
+points_at = 'same,end'
+max_iters = 300
+lr_decay_iters = 300

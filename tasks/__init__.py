@@ -7,14 +7,14 @@ import inspect
 
 import torch
 
-from tasks import bracket, mirror, mod, reverse
+from tasks import bracket, mirror, mod, reverse, twice
 from tasks.task import REST, SYMBOLS, Task, decode, encode
 
 __all__ = ['REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
            'insert_pauses', 'n_so_far', 'so_far', 'solve', 'split_names', 'taken',
            'task_of']
 
-TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task)}
+TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task, twice.task)}
 
 # Questions are held out by a fixed hash of their symbols, so that no training run can meet a test
 # question. val and val_ood are for choosing among checkpoints and settings: val_ood is as far out
@@ -131,6 +131,7 @@ def split_names(task, split):
 
 def task_of(text, names):
     """Which of the tasks named does a typed question belong to? ValueError if that is not clear."""
+    encode(text)
     if len(names) == 1:
         return names[0]
     fit = [name for name in names if set(text) <= set(TASKS[name].symbols)]

@@ -5,18 +5,8 @@ Play back what you heard, last letter first.
 """
 import torch
 
-from tasks.task import LETTERS, REST, Task, encode
-
-A, K = encode('AK')
-
-
-def draw(n, generator, device, low=3, high=10):
-    length = torch.randint(low, high + 1, (n, 1), generator=generator, device=device)
-    slot = torch.arange(high, device=device)
-    q = A + torch.randint(10, (n, high), generator=generator, device=device)
-    q += q >= K  # K is never trained on
-    q = torch.where(slot < length, q, REST)
-    return q, length[:, 0] > 0  # all of them are as asked
+from tasks import mirror
+from tasks.task import LETTERS, REST, Task
 
 
 def answer(q):
@@ -34,14 +24,10 @@ task = Task(
     name='reverse',
     symbols=LETTERS,
     example='ABC',
-    draw=draw,
+    draw=mirror.draw,
     answer=answer,
     solve=solve,
-    splits={
-        'train': {},
-        'val': {},
-        'val_ood': dict(low=11, high=11),
-        'iid': {},
-        'ood_length_12': dict(low=12, high=12),
-    },
+    moves=True,
+    splits=mirror.task.splits,
+    said=mirror.task.said,
 )

@@ -53,7 +53,7 @@ def is_few(task, text):
     ('mod', {'aloud': True}),
     ('bracket', {}),
     ('reverse', {}),
-    ('reverse', {'low': 3, 'high': 4}),
+    ('twice', {'low': 3, 'high': 4}),
 ])
 def test_no_test_question_can_be_trained_on(task, drawn_so):
     found = {}
@@ -152,12 +152,12 @@ def test_remainders_are_right(split):
             assert low <= int(number) // int(divisors[0]) <= high
 
 
-@pytest.mark.parametrize('task', ['mirror', 'reverse'])
+@pytest.mark.parametrize('task', ['mirror', 'reverse', 'twice'])
 def test_letters_are_played_back(task):
     for split in TASKS[task].splits:
         q, a = draw(task, split, 200, gen(4))
         for text, answer in zip(texts_of(q), texts_of(a), strict=True):
-            assert answer == (text if task == 'mirror' else text[::-1])
+            assert answer == {'mirror': text, 'reverse': text[::-1], 'twice': text + text}[task]
     seen = set(''.join(texts_of(draw(task, 'train', 1000, gen())[0])))
     assert seen == set('ABCDEFGHIJ')
 
@@ -193,6 +193,7 @@ def test_what_a_question_comes_to_so_far(task, pauses):
     ('bracket', '()' * 300, 'V'),
     ('bracket', '())(', 'X'),
     ('reverse', 'CABD', 'DBAC'),
+    ('twice', 'CAB', 'CABCAB'),
 ])
 def test_questions_of_any_length_are_solved(task, text, answer):
     assert solve(task, text) == answer
@@ -381,7 +382,8 @@ def test_whose_question_it_is(text, names, says):
     ('mirror', {'level', 'mixed_symbols'}),
     ('mod', {'level', 'aloud', 'pairs'}),
     ('bracket', {'level', 'aloud'}),
-    ('reverse', set()),
+    ('reverse', {'level', 'mixed_symbols'}),
+    ('twice', {'level', 'mixed_symbols'}),
 ])
 def test_a_task_is_asked_for_what_it_can_do(task, wishes):
     wanted = taken(task, level=1.0, aloud=True, pairs=True, mixed_symbols=0.4)

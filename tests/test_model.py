@@ -89,6 +89,37 @@ def test_the_pointer_looks_straight_across_at_first():
     assert torch.equal(weights.argmax(1), at)
 
 
+def test_the_pointer_has_other_places():
+    model = tiny_model(points_at='same,end,again')
+    frames = torch.zeros(1, 40, 3)
+    frames[0, 4:16] = 1 + torch.arange(36.0).view(12, 3)  # sounds from 4 to 15
+    same, end, again = model.elsewhere(frames)[0].unbind(1)
+    assert torch.equal(same, frames[0])
+    assert torch.equal(end[4:16], frames[0, 4:16].flip(0))
+    assert torch.equal(again[20:32], frames[0, 4:16])  # from a gap of 5 frames on
+    for there in (end[:4], end[16:], again[:20], again[32:]):
+        assert (there == 0).all()
+    assert (model.elsewhere(torch.zeros(1, 40, 3)) == 0).all()
+
+
+def test_an_echo_is_not_copied():
+    s = tiny_model().spectrum
+    wave = play_text('CAB')
+    n = len(wave)
+    decay = 10 ** (-3 * torch.arange(n) / (0.8 * 16000))  # 60 dB down after 0.8 s
+    tails = decay * torch.randn(40, n, generator=gen())
+    tails[:, 0] = 2 * tails.norm(dim=1)
+    wet = torch.fft.irfft(torch.fft.rfft(wave, 2 * n) * torch.fft.rfft(tails, 2 * n))[:, :n]
+    wet = F.pad(wet / wet.abs().amax(1, keepdim=True), (0, -n % 160))
+    frames = s.log(s.magnitude(s.stft(wet)))
+    copied = s.squelch(frames)
+    third = slice(36, 40)  # frames in the middle of the third tone
+    before, own = (round((400 + 100 * x) / 31.25) for x in encode('AB'))
+    assert (frames[:, third, before] > 1).float().mean() > 0.9
+    assert (copied[:, third, before] > 0).float().mean() < 0.2
+    assert (copied[:, third, own] > 1).float().mean() > 0.98
+
+
 # --- time ---
 
 def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():

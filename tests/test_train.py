@@ -31,6 +31,7 @@ from tests.helpers import (
     rows_of,
     run,
     run_here,
+    texts_of,
 )
 
 UNTESTED = [*TRAIN, '--test_samples=0']
@@ -138,12 +139,27 @@ def test_weights_go_on_with_another_task(trained, tmp_path, capsys):
     assert (trained / 'ckpt.pt').read_bytes() == before
 
 
-@pytest.mark.parametrize('layer', ['transformer', 'lstm', 'attention'])
-def test_other_layers_are_trained_and_loaded(layer, tmp_path):
-    assert train_here(f'--layer={layer}', f'--out_dir={tmp_path}') == 0
-    model, checkpoint = load_checkpoint(str(tmp_path))
-    assert checkpoint['model_args']['layer'] == layer
-    assert not any('conv_weight' in name for name in model.state_dict())
+def test_tasks_come_one_after_another(tmp_path):
+    flags = [*ALL_TASKS, '--max_iters=9', '--eval_interval=9', '--log_interval=1', '--think=1',
+             '--batch_size=2', '--eval_samples=1', '--mix=staged']
+    assert train_here(*flags, f'--out_dir={tmp_path}') == 0
+    assert log_of(tmp_path, 'task') == 3 * ['mirror'] + 3 * ['bracket'] + 3 * ['mod']
+
+
+def test_what_is_easy_is_trained_and_validated_alone(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate(model, task, split, *args, level=None, **more):
+        asked.append(level)
+        return dict.fromkeys(('exact_match', 'token_accuracy', 'edit_distance'), 0.5)
+
+    monkeypatch.setattr(score, 'evaluate', evaluate)
+    names = names_of_train('--tasks=mod', '--difficulty=0.4', '--batch_size=200', '--max_iters=1',
+                           f'--out_dir={tmp_path}')
+    assert set(asked) == {0.4}
+    [(batch, _, _)] = names['examples']('mod')
+    divisors = [d for text in texts_of(batch.asked) for d in text.split('%')[1:]]
+    assert max(len(d.lstrip('0')) for d in divisors) == 1
 
 
 def test_a_run_that_is_done_stays_as_it_is(trained):
@@ -219,6 +235,17 @@ def test_what_may_be_generated_is_what_is_new(task, tmp_path):
         example = torch.arange(64)
         others = torch.where(hidden.visible.all(1), example, example ^ 1)
         assert torch.equal(hidden.neighbour, others)
+
+
+@pytest.mark.parametrize('task', ['reverse', 'twice'])
+def test_what_is_played_elsewhere_cannot_be_generated(task, tmp_path):
+    names = names_of_train(f'--tasks={task}', '--batch_size=8', '--max_iters=1',
+                           f'--out_dir={tmp_path}')
+    s = MiniJMamba(JMambaConfig()).spectrum
+    [(b, may_generate, _)] = names['examples'](task)
+    level = s.magnitude(s.stft(b.answer)).amax(2)
+    assert level[may_generate].max() < 0.5
+    assert (level[~may_generate] > 0.1).float().mean() > 0.8
 
 
 def test_what_changes_is_always_visible(tmp_path):
@@ -316,7 +343,7 @@ def test_losses_of_degenerate_sounds_are_finite(tmp_path, change_batches):
         return batch._replace(question=question.expand(4, -1), answer=answer.expand(4, -1))
 
     change_batches(degenerate)
-    flags = ['--w_wave=1', '--w_stft=1', '--max_iters=16', '--log_interval=1']
+    flags = ['--w_ctc=1', '--max_iters=16', '--log_interval=1']
     assert train_here(f'--out_dir={tmp_path}', *flags) == 0
     assert log_of(tmp_path, 'skipped') == [0] * 16
     assert all(math.isfinite(norm) for norm in log_of(tmp_path, 'norm'))

@@ -1,0 +1,39 @@
+"""
+Play back what you heard, and in as many silent slots behind it once more.
+
+    C A B . . .  ->  C A B C A B
+"""
+import torch
+import torch.nn.functional as F
+
+from tasks import mirror
+from tasks.task import LETTERS, REST, Task
+
+
+def draw(n, generator, device, low=3, high=10, unseen=False, mixed_symbols=0.0, level=1.0):
+    q, fits = mirror.draw(n, generator, device, low, high, unseen, mixed_symbols, level)
+    return F.pad(q, (0, high), value=REST), fits
+
+
+def answer(q):
+    length = (q != REST).sum(1, keepdim=True)
+    slot = torch.arange(q.shape[1], device=q.device)
+    a = q.gather(1, torch.where(slot < length, slot, slot - length).clamp(min=0))
+    return torch.where(slot < 2 * length, a, REST)
+
+
+def solve(text):
+    return 2 * text
+
+
+task = Task(
+    name='twice',
+    symbols=LETTERS,
+    example='ABC',
+    draw=draw,
+    answer=answer,
+    solve=solve,
+    moves=True,
+    splits=mirror.task.splits,
+    said=mirror.task.said,
+)
