@@ -262,6 +262,14 @@ def reverberate(waves, room):
     return waves + room.tail * (wet - waves)
 
 
+def moved(rhythm, source):
+    """The rhythm in which each slot plays the tone of another, source (B, N), just as it was"""
+    _, length, detune, amplitude, phase = (t.gather(1, source) for t in rhythm[:5])
+    end = rhythm.end + (length - rhythm.length).cumsum(1)
+    start = end - (rhythm.end - rhythm.start - rhythm.length) - length
+    return Rhythm(start, length, detune, amplitude, phase, end, rhythm.overtones)
+
+
 def repeats_at(asked, wanted, rhythm, n, interval):
     """Does a tone of the question that is one of the answer, too, sound between interval * i and
     interval * (i + 1), for i < n? -> (B, n) bool"""
@@ -317,13 +325,18 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     noise = noise[part]
     last = last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
-    end = (rhythm.end * SAMPLE_RATE).round().long()
-    lengths = end.gather(1, last[:, None])[:, 0]
     new = asked != wanted
+    answer_rhythm = rhythm
+    if TASKS[task].source:
+        new = torch.zeros_like(new)
+        answer_rhythm = moved(rhythm, TASKS[task].source(asked))
+    end = rhythm.end.maximum(answer_rhythm.end)
+    end = (end * SAMPLE_RATE).round().long()
+    lengths = end.gather(1, last[:, None])[:, 0]
     changed = torch.where(new, end, 0).amax(1)
 
     question = play(asked, rhythm, n_samples)
-    repeated = play(torch.where(new, REST, wanted), rhythm, n_samples)
+    repeated = play(torch.where(new, REST, wanted), answer_rhythm, n_samples)
     if sound == 'real':  # half of the examples are in rooms
         half = len(question) // 2
         room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])

@@ -256,7 +256,7 @@ def examples(task):
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
             n_frames, seconds_each = batch.question.shape[1] // HOP, HOP / prepare.SAMPLE_RATE
-            asked = batch.wanted if TASKS[task].moves else batch.asked
+            asked = batch.wanted if TASKS[task].source else batch.asked
             may_generate = ~prepare.repeats_at(asked, *batch[5:], n_frames, seconds_each)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)

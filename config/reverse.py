@@ -1,6 +1,5 @@
-# Play back what you heard, last letter first: a second place to point at. Two minutes on two CPU
-# cores.
+# Play back what you heard, last letter first: a second place to point at. A minute on a laptop.
 tasks = 'reverse'
 points_at = 'same,end'
-max_iters = 300
-lr_decay_iters = 300
+max_iters = 200
+lr_decay_iters = 200

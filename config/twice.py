@@ -1,5 +1,5 @@
-# Play back what you heard, twice. Minutes on two CPU cores.
+# Play back what you heard, twice. A minute on a laptop.
 tasks = 'twice'
 points_at = 'same,again'
-max_iters = 300
-lr_decay_iters = 300
+max_iters = 200
+lr_decay_iters = 200

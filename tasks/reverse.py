@@ -9,11 +9,14 @@ from tasks import mirror
 from tasks.task import LETTERS, REST, Task
 
 
-def answer(q):
-    length = (q != REST).sum(1, keepdim=True)
+def source(q):
     slot = torch.arange(q.shape[1], device=q.device)
-    a = q.gather(1, (length - 1 - slot).clamp(min=0))
-    return torch.where(slot < length, a, REST)
+    length = (q != REST).sum(1, keepdim=True)
+    return torch.where(slot < length, length - 1 - slot, slot)
+
+
+def answer(q):
+    return q.gather(1, source(q))
 
 
 def solve(text):
@@ -27,7 +30,7 @@ task = Task(
     draw=mirror.draw,
     answer=answer,
     solve=solve,
-    moves=True,
+    source=source,
     splits=mirror.task.splits,
     said=mirror.task.said,
 )

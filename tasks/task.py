@@ -55,7 +55,7 @@ class Task(NamedTuple):
     next_line: Callable = None  # (B, N) -> (B, N), one line of working
     paired: bool = False      # draw gives pairs of rows, which are kept or dropped together
     few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
-    moves: bool = False       # what the question plays is played at other times
+    source: Callable = None   # (B, N) -> (B, N) if each tone is that of another slot: which one
     hides: bool = False       # most of an answer is copied, and can be hidden (prepare.py: Hiding)
     so_far: Callable = None   # (B, N) -> (B, N) what it would come to at each slot; -1: unknown
     n_so_far: int = 0         # how many such labels there are

@@ -15,11 +15,15 @@ def draw(n, generator, device, low=3, high=10, unseen=False, mixed_symbols=0.0, 
     return F.pad(q, (0, high), value=REST), fits
 
 
-def answer(q):
-    length = (q != REST).sum(1, keepdim=True)
+def source(q):
     slot = torch.arange(q.shape[1], device=q.device)
-    a = q.gather(1, torch.where(slot < length, slot, slot - length).clamp(min=0))
-    return torch.where(slot < 2 * length, a, REST)
+    length = (q != REST).sum(1, keepdim=True)
+    again = (slot >= length) & (slot < 2 * length)
+    return torch.where(again, slot - length, slot)
+
+
+def answer(q):
+    return q.gather(1, source(q))
 
 
 def solve(text):
@@ -33,7 +37,7 @@ task = Task(
     draw=draw,
     answer=answer,
     solve=solve,
-    moves=True,
+    source=source,
     splits=mirror.task.splits,
     said=mirror.task.said,
 )

@@ -157,3 +157,20 @@ def test_a_room_is_the_same_for_all_delays_and_dies_away():
     early = heard[:, 1:4000].square().sum(1)
     late = heard[:, 16000:20000].square().sum(1)
     assert (late < early).all()
+
+
+def test_a_tone_that_moves_keeps_its_sound():
+    r = make_rhythm(3, 8, gen())
+    source = torch.arange(8).flip(0).expand(3, -1)
+    there = prepare.moved(r, source)
+    assert torch.equal(there.length, r.length.flip(1))
+    assert torch.equal(there.detune, r.detune.flip(1))
+    gap = r.end - r.start - r.length
+    assert torch.allclose(there.end - there.start - there.length, gap, atol=1e-6)
+    assert torch.allclose(there.start[:, 1:], there.end[:, :-1], atol=1e-6)
+    assert torch.allclose(there.start[:, 0], r.start[:, 0], atol=1e-6)
+
+
+def test_what_is_played_backwards_is_heard_backwards():
+    b = make_batch('reverse', 'iid', 20, gen())
+    assert transcribe(b.answer) == texts_of(b.wanted)
