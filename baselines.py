@@ -2,7 +2,8 @@
 What can take the place of the model's parts, for comparison; all else stays as it is.
 
 layer      of Mamba-2: transformer, lstm, with as many parameters; or attention, with half
-attention  of cross-attention and self-attention: cross or self alone, or none
+attention  of cross-attention and self-attention: cross or self alone, or none; random: both, but
+           the pointer starts out anywhere
 front      of the spectrum that the encoder hears: mel bands, or learned filters
 """
 import math
@@ -120,7 +121,7 @@ class WithFilters(MiniJMamba):
 
 
 LAYERS = {'mamba2': Mamba2, 'attention': SelfAttention, 'transformer': Transformer, 'lstm': LSTM}
-ATTENTION = 'both', 'cross', 'self', 'none'
+ATTENTION = 'both', 'cross', 'self', 'none', 'random'
 FRONTS = {'stft': MiniJMamba, 'mel': MiniJMamba, 'filters': WithFilters}
 
 
@@ -136,6 +137,8 @@ def make_model(config):
         model.self_attention = nn.Identity()
     if config.attention in ('self', 'none'):
         model.cross = NoCross()
+    if config.attention == 'random':
+        nn.init.normal_(model.cross.pointer_key)
     if config.front != 'stft':
         model.embed = {'mel': Mel, 'filters': Filters}[config.front](config)
     return model

@@ -51,7 +51,7 @@ class JMambaConfig:
     pointer: bool = True    # False: every frame is generated
     points_at: str = 'same'  # which time, with commas: same, end (backwards), again (see elsewhere)
     layer: str = 'mamba2'   # of encoder and decoder; in baselines.py: transformer, lstm, attention
-    attention: str = 'both'  # or cross, self, none, for comparison
+    attention: str = 'both'  # or cross, self, none, random, for comparison
     front: str = 'stft'     # what the encoder hears; or mel, filters, for comparison
     ssd: str = 'auto'       # the scan: torch, mamba_ssm, or auto: whichever is the fastest
     n_symbols: int = 27     # for an auxiliary loss only; answers are never read from the logits

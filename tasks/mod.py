@@ -342,6 +342,7 @@ task = Task(
         'val': {},
         'val_ood': dict(digits=(10, 10), steps=(1, 4), most=26),
         'iid': {},
+        'small': dict(digits=(1, 3), divisors=(1, 1)),
         'bare': dict(kind='bare', digits=(4, 12)),
         'leading_zeros': dict(kind='zeros'),
         'no_answer': dict(kind='no_answer'),
@@ -361,6 +362,7 @@ task = Task(
     },
     said={
         'iid': 'one or two %',
+        'small': 'A of 1 to 3 digits, B of 1',
         'bare': 'a number alone',
         'leading_zeros': 'leading zeros',
         'no_answer': 'no answer',

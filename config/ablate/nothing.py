@@ -1,5 +1,7 @@
-# What the ablations are compared with: the multitask model, on a seventh of its examples.
+# What the ablations are compared with: the multitask model on clean sound, on a fraction of its
+# examples.
 base('multitask')
+sound = 'clean'
 max_iters = 6000
 lr_decay_iters = 6000
 eval_interval = 2000

@@ -1,4 +1,6 @@
 # A control: each question is taught another's answer, so there is nothing to learn. Held-out
-# brackets must stay at chance, 50 %.
-base('bracket_direct')
+# questions must stay at chance.
+base('ablate/nothing')
+aloud = ''
+hide = 0.0
 shuffled = True

@@ -1,0 +1,3 @@
+# Cross-attention and its pointer; no self-attention.
+base('ablate/nothing')
+attention = 'cross'
