@@ -5,13 +5,15 @@ $ python figures.py question.wav answer.wav      # spectrograms, with the symbol
 $ python figures.py out/*                        # a table of runs' test results, and its chart
 $ python figures.py --what=curves out/mirror     # how training went
 $ python figures.py --what=passes release        # accuracy by how often it may hear its own answer
+$ python figures.py --what=lengths release       # accuracy by length, until it breaks
 $ python figures.py --what=robustness release    # accuracy in noise, echo, at other tempos, ...
-$ python figures.py --what=counting release      # can the depth of brackets be read off the states?
-$ python figures.py --what=pointer release       # where the pointer points
+$ python figures.py --what=confusion release     # which tones are heard for which
 
-release is the weights that come with the code; any other run is named by its folder. Runs are
-drawn in the order in which they are named. Those whose folders differ only in a last _s and a
-number are seeds of one run: means are drawn, and tables show (the worst).
+release is the weights that come with the code; any other run is named by its folder. The first
+needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: lengths
+what --split=lengths, robustness and confusion what --sound=all. Runs are drawn in the order in
+which they are named. Those whose folders differ only in a last _s and a number are seeds of one
+run: means are drawn, and tables show (the worst).
 """
 import json
 import os
@@ -21,30 +23,33 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from baselines import make_model
-from checkpoint import load_checkpoint
 from conditions import SOUNDS
-from configurator import bounds, choices, configure, fail, names_of, write_whole
+from configurator import choices, configure, fail, write_whole
 from files import read_wav
-from prepare import SAMPLE_RATE, make_batch, play_text
-from score import evaluate
-from tasks import TASKS, decode
-from tasks.bracket import depths
+from prepare import SAMPLE_RATE
+from score import LENGTHS
+from tasks import SYMBOLS, TASKS, decode
 from transcribe import find_tones
 
 # Colours that the colour-blind can tell apart too (Okabe and Ito)
 COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
 MARKERS = 'os^Dv'
+STYLES = '-', ':'  # of the first run and of others
 
 # config/ablate/ in words
 ABLATIONS = {
     'nothing': 'nothing left out',
     'all_attention': 'attention only, no Mamba',
+    'cross_only': 'no self-attention',
+    'ctc': 'CTC',
     'curriculum': 'with the curriculum',
+    'filters': 'learned filters',
+    'lstm': 'LSTM',
+    'mel': 'mel bands',
+    'no_attention': '12 Mamba-2 layers, no attention',
     'no_auxiliary': 'no auxiliary losses',
     'no_counting': 'every head forgets',
     'no_freeze': 'the states never stand still',
@@ -52,11 +57,15 @@ ABLATIONS = {
     'no_pointer': 'no pointer, nothing hidden',
     'nothing_hidden': 'nothing hidden, the pointer kept',
     'one_shot': 'one-shot',
+    'random_pointer': 'the pointer starts anywhere',
+    'self_only': 'no cross-attention',
     'separate': 'mod alone',
+    'staged': 'one task after another',
     'state_128': 'state of 128',
     'state_16': 'state of 16',
     'tokens_100_ms': 'tokens of 100 ms',
     'tokens_20_ms': 'tokens of 20 ms',
+    'transformer': 'Transformer',
 }
 
 
@@ -105,7 +114,7 @@ def spectrogram(rows, path):
 
 # --- runs that score.py has tested ---
 
-def load_scores(names):
+def load_scores(names, file='scores.json'):
     """Names of runs -> {run: [(its scores, seconds of training) of each seed]}"""
     folders = ['out/release' if name == 'release' else name for name in names]
     parents = [os.path.dirname(os.path.abspath(folder)) for folder in folders]
@@ -113,16 +122,16 @@ def load_scores(names):
     runs = {}
     for folder in folders:
         try:
-            with open(os.path.join(folder, 'scores.json')) as f:
+            with open(os.path.join(folder, file)) as f:
                 found = json.load(f)
             seed = found['scores'], found.get('seconds')
         except (OSError, ValueError, KeyError):
-            print(f"{folder} has no scores.json", file=sys.stderr)
+            print(f"{folder} has no {file}", file=sys.stderr)
             continue
         run = re.sub(r'_s\d+$', '', os.path.relpath(folder, top))
         runs.setdefault(run, []).append(seed)
     if not runs:
-        raise ValueError("none of these runs has a scores.json; score.py makes it")
+        raise ValueError(f"none of these runs has a {file}; score.py makes it")
     return runs
 
 
@@ -258,7 +267,30 @@ def curves(folders, path):
     save(fig, path)
 
 
-# --- what a model makes of worse sound ---
+# --- where it breaks: longer questions, worse sound ---
+
+def compare(ax, runs, at, tests):
+    """Draw exact match on `tests`, one for each x of `at`, for each task; further runs dotted"""
+    for seeds, style in zip(runs.values(), STYLES, strict=False):
+        for task, color, marker in zip(TASKS, COLORS, MARKERS, strict=False):
+            exact = [np.mean(exact_match(seeds, task, test) or [np.nan]) for test in tests]
+            if not np.isnan(exact).all():
+                line, = ax.plot(at, exact, style, color=color, marker=marker)
+                if style == STYLES[0]:
+                    line.set_label(task)
+
+
+def lengths(runs, path):
+    """Draw exact match against the length of questions"""
+    fig = Figure(figsize=(6, 3.8), layout='constrained')
+    ax = fig.subplots()
+    plain(ax, xlabel='symbols of the question; digits of A in mod', ylabel='exact match (%)',
+          ylim=(-3, 103))
+    at = [str(n) for n in LENGTHS]
+    compare(ax, runs, at, at)
+    ax.legend(frameon=False)
+    save(fig, path)
+
 
 # Kinds of conditions.SOUNDS, in words: title and measure
 KINDS = {
@@ -278,25 +310,15 @@ KINDS = {
 OTHERS = 'clean', 'square', 'sawtooth', 'piano', 'mulaw', 'offset_0.2', 'hum_50', 'clicks_5'
 
 
-def robustness(model, trained_on, path, n):
-    """Draw exact match on n iid questions a point against each kind of worse sound"""
+def robustness(runs, path):
+    """Draw exact match on iid questions against each kind of worse sound"""
     fig = Figure(figsize=(11, 7), layout='constrained')
     axes = fig.subplots(3, 4, sharey=True).flat
     for ax, (kind, words) in zip(axes, KINDS.items(), strict=True):
         title, measure = words.split(':')
         plain(ax, title=title, xlabel=measure.strip(), ylim=(-3, 103))
         sounds = [s for s in SOUNDS if s.startswith(kind + '_')] or OTHERS
-        for task in names_of(trained_on, 'tasks', TASKS):
-            if 'iid' not in TASKS[task].splits:
-                continue
-            think = trained_on['think'] if task in trained_on['aloud'].split(',') else 1
-            exact = []
-            for sound in sounds:
-                found = evaluate(model, task, 'iid', n, think=think, sound=sound)
-                exact.append(100 * found['exact_match'])
-                print(f"{task}, {sound}: {exact[-1]:.1f} %", flush=True)
-            at = [sound.removeprefix(kind + '_') for sound in sounds]
-            ax.plot(at, exact, label=task)
+        compare(ax, runs, [sound.removeprefix(kind + '_') for sound in sounds], sounds)
         if sounds == OTHERS:
             ax.tick_params(axis='x', labelrotation=60)
     fig.supylabel('exact match (%)', fontsize=10)
@@ -304,84 +326,36 @@ def robustness(model, trained_on, path, n):
     save(fig, path)
 
 
-# --- what goes on inside ---
-
-@torch.no_grad()
-def states_of_brackets(model, split, n, **more):
-    """n bracket questions -> the encoder's token at the end of each bracket and a 1 (n, N, D + 1);
-    depth there, and whether it has been below 0 (n, N, 2); where there is a bracket (n, N)"""
-    generator = torch.Generator().manual_seed(7)
-    b = make_batch('bracket', split, n, generator, **more)
-    memory = model.encode(model.hear(b.question))
-    # The last token that hears nothing of the next bracket
-    at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long()
-    at = at.clamp(1, memory.shape[1]) - 1
-    index = at[..., None].expand(-1, -1, memory.shape[2])
-    states = F.pad(memory.gather(1, index), (0, 1), value=1.0)
-    targets = torch.stack(depths(b.asked), 2)
-    return states.double(), targets.double(), b.asked >= 0
-
-
-def counting(model, path, n):
-    """Fit a line from the encoder's states to the depth of brackets, and to whether it has been
-    below 0, in questions as short as in training; draw how well it tells both in longer ones too,
-    n a length, and (dotted) for an untrained model: half of its heads never forget, so it counts a
-    little."""
-    torch.manual_seed(0)
-    untrained = make_model(model.config).eval()
-    fig = Figure(figsize=(9, 3.8), layout='constrained')
-    left, right = fig.subplots(1, 2)
-    plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))
-    plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=(-3, 103))
-    for net, name in ((model, 'trained'), (untrained, 'untrained')):
-        states, targets, there = states_of_brackets(net, 'train', 5 * n)
-        line = torch.linalg.lstsq(states[there], targets[there]).solution
-        for length in (12, 20, 40, 100):
-            split = 'val' if length == 12 else 'val_ood'
-            states, targets, _ = states_of_brackets(net, split, n, low=length, high=length)
-            found = states @ line
-            depth_right = found[..., 0].round() == targets[..., 0]
-            below_right = (found[..., 1] > 0.5) == (targets[..., 1] > 0.5)
-            style = {'markevery': 0.1, 'label': f"length {length}"}
-            if net is untrained:
-                style = {'linestyle': ':', 'color': '0.6', 'marker': ''}
-            for ax, hits in ((left, depth_right), (right, below_right)):
-                hits = 100 * hits[:, :length].double().mean(0)
-                ax.plot(range(1, length + 1), hits, **style)
-                print(f"{name}, length {length}, {ax.get_title()}: {hits.mean():.1f} % right")
-            never = 100 * (1 - targets[..., 1].mean())
-            print(f"always no would be right in {never:.1f} %")
-    left.plot([], [], label='untrained', **style)
-    left.legend(frameon=False)
-    save(fig, path)
-
-
-def pointer(model, path, text='CABLEKAJ'):
-    """Draw where in the question each token of the answer is fetched from"""
-    if not model.config.pointer:
-        raise ValueError("this model has no pointer")
-    weights = model.pointer_weights(play_text(text)[None])
-    seconds = len(weights) * model.config.token / SAMPLE_RATE
-    fig = Figure(figsize=(5, 4), layout='constrained')
+def confusion(runs, path):
+    """Draw which symbols were heard for which, in wrong answers of the right length"""
+    known = SYMBOLS + '?'  # in order of pitch
+    counts = np.zeros((len(known), len(known)))
+    for seeds in runs.values():
+        for scores, _ in seeds:
+            for found in scores.values():
+                for pairs in found.values():
+                    for (wanted, heard), n in pairs['confused'].items():
+                        counts[known.index(wanted), known.index(heard)] += n
+    if not counts.any():
+        raise ValueError("in none of their answers is one tone heard for another")
+    fig = Figure(figsize=(6.4, 5.6), layout='constrained')
     ax = fig.subplots()
-    image = ax.imshow(weights.numpy(), origin='lower', extent=(0, seconds, 0, seconds),
-                      cmap='magma', vmin=0, vmax=1)
-    fig.colorbar(image, ax=ax, label='attention')
-    ax.set(xlabel='time in the question (s)', ylabel='time in the answer (s)',
-           title=f"the pointer, asked {text}")
+    image = ax.imshow(counts, norm=LogNorm(1, counts.max()), cmap='viridis')
+    fig.colorbar(image, ax=ax, label='how often')
+    ax.set(xlabel='heard', ylabel='wanted')
+    ax.set_xticks(range(len(known)), known, fontsize=8)
+    ax.set_yticks(range(len(known)), known, fontsize=8)
     save(fig, path)
 
 
 if __name__ == '__main__':
-    what = ''          # as above, or spectrogram or table, which '' tells by what is named
-    out = ''           # the PNG to write; '' is named after what it shows
-    task = 'mod'       # of passes
-    num_samples = 200  # questions for each point of robustness and counting
+    what = ''     # as above, or spectrogram or table, which '' tells by what is named
+    out = ''      # the PNG to write; '' is named after what it shows
+    task = 'mod'  # of passes
     flags = [a for a in sys.argv[1:] if a.startswith('-')]
     named = [a for a in dict.fromkeys(sys.argv[1:]) if a not in flags]
     configure(globals(), flags)
-    bounds(globals(), num_samples=1)
-    kinds = 'spectrogram', 'table', 'curves', 'passes', 'robustness', 'counting', 'pointer'
+    kinds = 'spectrogram', 'table', 'curves', 'passes', 'lengths', 'robustness', 'confusion'
     choices(globals(), what=('', *kinds), task=TASKS)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
@@ -404,20 +378,12 @@ if __name__ == '__main__':
             curves(named, out)
         elif what == 'passes':
             passes(load_scores(named), task, out)
-        elif len(named) > 1:
-            fail(f"{what} is of one run: name that alone")
+        elif what == 'lengths':
+            lengths(load_scores(named, 'lengths.json'), out)
+        elif what == 'robustness':
+            robustness(load_scores(named, 'sounds.json'), out)
         else:
-            init_from = 'release' if first == 'release' else 'out_dir'
-            model, checkpoint = load_checkpoint(first, init_from=init_from)
-            trained_on = checkpoint['config']
-            if what == 'robustness':
-                robustness(model, trained_on, out, num_samples)
-            elif what == 'pointer':
-                pointer(model, out)
-            elif 'bracket' in trained_on['tasks']:
-                counting(model, out, num_samples)
-            else:
-                fail(f"counting is for a model of bracket, not of {trained_on['tasks']}")
+            confusion(load_scores(named, 'sounds.json'), out)
     except ValueError as e:
         fail(e)
     except OSError as e:

@@ -5,9 +5,12 @@ on every split.
 $ python score.py answer.wav --verbose=True
 $ python score.py --out_dir=out/mirror
 $ python score.py --out_dir=out/mirror --errors=True            # and sorts the mistakes
+$ python score.py --out_dir=out/mirror --sound=all              # iid, played and recorded in all ways
+$ python score.py --out_dir=out/mirror --split=lengths          # longer, until it breaks
 $ python score.py config/control/noise.py --out_dir=out/mirror  # questions without tones
 
-The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json.
+The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json;
+the fourth and fifth write sounds.json and lengths.json. figures.py draws them.
 """
 import json
 import os
@@ -118,6 +121,8 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm):
 
 PASSES = (1, 2, 4, 8, 16)  # in the table of accuracy against thought
 KEPT = 20                  # mistakes of a split whose sounds are kept
+LENGTHS = [10 * 2 ** k for k in range(7)]  # 10 to 640 symbols or digits
+BROKEN = 0.05              # exact match under which still longer questions are not asked
 
 
 @torch.no_grad()
@@ -248,6 +253,16 @@ def write_errors(mistakes, folder, name):
             print(f"{'':31}{key:16} {count(rows, key)}")
 
 
+def tests_of(task, split, sound):
+    """What score.py asks of a task -> {name: (split, sound, more arguments of evaluate)}"""
+    if split == 'lengths':
+        ask = TASKS[task].of_length
+        return {str(n): ('val_ood', sound, ask(n)) for n in LENGTHS if ask}
+    if sound == 'all':
+        return {name: ('iid', name, {}) for name in SOUNDS}
+    return {name: (name, sound, {}) for name in split_names(task, split)}
+
+
 def print_row(task, split, r, verbose):
     """A line of the table, and one more about thought"""
     wrong = [f"asked {m['asked']}, wanted {m['wanted']}, heard {m['heard'] or 'nothing'}"
@@ -294,17 +309,17 @@ if __name__ == '__main__':
     out_dir = 'out/mirror'  # folder of the checkpoint, and of scores.json
     init_from = 'out_dir'   # or release: the weights that come with the code; see out/release
     num_samples = 1000      # questions of each split
-    split = 'all'           # or one of them, such as ood_length
+    split = 'all'           # or one of them, such as ood_length; or lengths
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 64              # passes at most when a task is worked out aloud
     device = 'auto'         # auto, cpu, cuda
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
-    sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py
+    sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
-    choices(globals(), sound=SOUNDS)
+    choices(globals(), sound=(*SOUNDS, 'all'))
     try:
         for path in wavs:
             hear_file(path, verbose, len(wavs) > 1)
@@ -313,23 +328,25 @@ if __name__ == '__main__':
         device = pick_device(device)
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
         trained_on = checkpoint['config']
-        tests = []
-        for task in configurator.names_of(trained_on, 'tasks', TASKS):
-            tests += [(task, name) for name in split_names(task, split)]
+        names = configurator.names_of(trained_on, 'tasks', TASKS)
+        tests = {task: tests_of(task, split, sound) for task in names}
     except ValueError as e:
         fail(e)
-    if not tests:
-        fail(f"no split {split!r}; {task} has {', '.join(TASKS[task].splits)}")
+    if not any(tests.values()):
+        fail(f"no split {split!r}; {names[-1]} has {', '.join(TASKS[names[-1]].splits)}")
 
     scores, mistakes, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} "
           f"{'wire':>6} {'token acc':>9} {'edit dist':>9}   first mistake")
-    for task, name in tests:
+    for task in names:
         passes = think if task in trained_on['aloud'].split(',') else 1
-        r = evaluate(model, task, name, num_samples, seed, device, passes, sound, errors)
-        print_row(task, name, r, verbose)
-        mistakes += r.pop('mistakes')
-        scores.setdefault(task, {})[name] = r
+        for name, (of, played, more) in tests[task].items():
+            r = evaluate(model, task, of, num_samples, seed, device, passes, played, errors, **more)
+            print_row(task, name, r, verbose)
+            mistakes += r.pop('mistakes')
+            scores.setdefault(task, {})[name] = r
+            if split == 'lengths' and r['exact_match'] < BROKEN:
+                break
     print()
     for task, rows in scores.items():
         for name, r in rows.items():
@@ -343,11 +360,14 @@ if __name__ == '__main__':
             named = [split] if split != 'all' else []
             named += [sound] if sound != 'clean' else []
             write_errors(mistakes, folder, '_'.join(['errors', *named]))
-        if split == 'all' and sound == 'clean':  # scores.json is of the whole test
+        kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds',
+                 ('lengths', 'clean'): 'lengths'}
+        if (split, sound) in kinds:
             contents = {'scores': scores, 'seed': seed, 'think': think,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **configurator.provenance()}
             text = json.dumps(contents, indent=1).encode()
-            write_whole(os.path.join(folder, 'scores.json'), lambda f: f.write(text))
+            path = os.path.join(folder, kinds[split, sound] + '.json')
+            write_whole(path, lambda f: f.write(text))
     except OSError as e:
         fail(f"cannot write to {folder}: {e.strerror}")

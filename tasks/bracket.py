@@ -230,6 +230,10 @@ def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False, alou
     return q, as_asked
 
 
+def of_length(n):
+    return dict(low=n, high=n)
+
+
 task = Task(
     name='bracket',
     symbols='()',
@@ -278,4 +282,5 @@ task = Task(
         'wrong_order': 'equal counts, wrong order',
         'one_swap': 'one swap from balanced',
     },
+    of_length=of_length,
 )

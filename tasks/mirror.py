@@ -46,6 +46,10 @@ def solve(text):
     return text
 
 
+def of_length(n):
+    return dict(low=n, high=n)
+
+
 task = Task(
     name='mirror',
     symbols=LETTERS,
@@ -73,4 +77,5 @@ task = Task(
         'ood_symbol': 'unseen tones',
         'ood_compose_20': '20, unseen tones',
     },
+    of_length=of_length,
 )

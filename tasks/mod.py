@@ -322,6 +322,10 @@ def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), ste
     return q[:, :slots], as_asked
 
 
+def of_length(n):
+    return dict(digits=(n, n), most=n + 8)
+
+
 task = Task(
     name='mod',
     symbols='0123456789%',
@@ -380,4 +384,5 @@ task = Task(
         'quotient_10': 'quotient from 10',
         'equal': 'A = B',
     },
+    of_length=of_length,
 )

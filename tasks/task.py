@@ -63,3 +63,4 @@ class Task(NamedTuple):
     hard: Callable = None     # a question or line in text -> dict of what is hard about it
     shortcuts: dict = {}      # what a sceptic would try -> text -> text
     said: dict = {}           # splits in words, for pictures
+    of_length: Callable = None  # length -> arguments of draw, to find out where it breaks

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-import figures
+import inside
 from files import write_wav
 from prepare import play_text
 from tests.helpers import is_png, output, refusal, run_here, tiny_model
@@ -70,10 +70,10 @@ def test_spectrogram_of_several_sounds(tmp_path, capsys):
 
 
 def test_the_pointer(tmp_path):
-    figures.pointer(tiny_model(), str(tmp_path / 'p.png'))
+    inside.pointer(tiny_model(), str(tmp_path / 'p.png'))
     assert (tmp_path / 'p.png').stat().st_size > 9000
     with pytest.raises(ValueError, match='no pointer'):
-        figures.pointer(tiny_model(pointer=False), str(tmp_path / 'p.png'))
+        inside.pointer(tiny_model(pointer=False), str(tmp_path / 'p.png'))
 
 
 def test_curves_of_a_run(trained, tmp_path, capsys):
@@ -83,20 +83,44 @@ def test_curves_of_a_run(trained, tmp_path, capsys):
     assert 'has no log.jsonl' in refusal(capsys, 'figures.py', '--what=curves', tmp_path)
 
 
-def test_robustness_of_a_model(trained, tmp_path, capsys):
-    picture = tmp_path / 'r.png'
-    text = output(capsys, 'figures.py', '--what=robustness', trained, '--num_samples=1',
-                  f'--out={picture}')
-    drawn = [line.split()[1].rstrip(':') for line in text.splitlines() if 'mirror, ' in line]
-    kinds = {sound.split('_')[0] for sound in drawn}
-    assert len(drawn) > 50
+def test_worse_sound_and_longer_questions_are_asked_and_drawn(trained, tmp_path, capsys):
+    few = [f'--out_dir={trained}', '--num_samples=1']
+    text = output(capsys, 'score.py', *few, '--sound=all')
+    asked = [line.split()[1] for line in text.splitlines() if line.startswith('mirror   ')]
+    kinds = {sound.split('_')[0] for sound in asked}
+    assert len(asked) > 60
     assert {'white', 'echo', 'tempo', 'off', 'sawtooth', 'clicks'} <= kinds
+    assert 'mirror   20 ' in output(capsys, 'score.py', *few, '--split=lengths')
+    for what in ('robustness', 'lengths'):
+        picture = tmp_path / f'{what}.png'
+        output(capsys, 'figures.py', f'--what={what}', trained, f'--out={picture}')
+        assert is_png(picture) and picture.stat().st_size > 9000
+
+
+def test_which_tones_are_heard_for_which(tmp_path, capsys):
+    draw = ['--what=confusion', f"--out={tmp_path / 'c.png'}", tmp_path]
+    assert 'none of these runs has a sounds.json' in refusal(capsys, 'figures.py', *draw)
+    for confused, refused in (({'AB': 3, '0?': 1}, False), ({}, True)):
+        contents = {'scores': {'mirror': {'white_0': {'confused': confused}}}}
+        (tmp_path / 'sounds.json').write_text(json.dumps(contents))
+        if refused:
+            assert 'in none of their answers' in refusal(capsys, 'figures.py', *draw)
+        else:
+            output(capsys, 'figures.py', *draw)
+    assert is_png(tmp_path / 'c.png')
+
+
+def test_inside_a_model(trained, tmp_path, capsys):
+    picture = tmp_path / 'p.png'
+    output(capsys, 'inside.py', 'pointer', trained, f'--out={picture}')
     assert is_png(picture)
+    assert 'is for a model of bracket, not of mirror' in refusal(capsys, 'inside.py', 'counting',
+                                                                 trained)
+    assert 'name what to draw' in refusal(capsys, 'inside.py', trained)
 
 
 @pytest.mark.parametrize('what, says', [
-    ('beauty', 'what is spectrogram or table or curves or passes or robustness or counting or'),
-    ('counting', 'counting is for a model of bracket, not of mirror'),
+    ('beauty', 'what is spectrogram or table or curves or passes or lengths or robustness or'),
     ('spectrogram', 'cannot be read'),
 ])
 def test_what_cannot_be_drawn(what, says, trained, capsys):

@@ -53,7 +53,7 @@ def test_a_recording_is_answered_however_faint(gain, tmp_path, monkeypatch, caps
 
 def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):
     path = tmp_path / 'counting.png'
-    text = output(capsys, 'figures.py', '--what=counting', 'release', f'--out={path}',
+    text = output(capsys, 'inside.py', 'counting', 'release', f'--out={path}',
                   '--num_samples=40')
     found = re.findall(r'^(\w+), length 40, has the depth been below 0\?: (.*) % right$', text,
                        re.M)

@@ -15,7 +15,7 @@ import configurator
 from configurator import configure, run_name
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal, run_here
 
-SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'bench.py']
+SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'inside.py', 'bench.py']
 
 
 @pytest.fixture

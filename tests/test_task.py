@@ -118,7 +118,7 @@ def test_figures(folder, tmp_path, capsys):
     assert '| echo2 | seeds | questions | iid | ood_length_8 | seconds |' in text
     assert is_png(picture)
     picture = tmp_path / 'pointer.png'
-    output(capsys, 'figures.py', '--what=pointer', folder, f'--out={picture}')
+    output(capsys, 'inside.py', 'pointer', folder, f'--out={picture}')
     assert is_png(picture)
 
 
