@@ -5,7 +5,7 @@ on every split.
 $ python score.py answer.wav --verbose=True
 $ python score.py --out_dir=out/mirror
 $ python score.py --out_dir=out/mirror --errors=True            # and sorts the mistakes
-$ python score.py --out_dir=out/mirror --sound=all              # iid, played and recorded in all ways
+$ python score.py --out_dir=out/mirror --sound=all              # iid, played in all ways
 $ python score.py --out_dir=out/mirror --split=lengths          # longer, until it breaks
 $ python score.py config/control/noise.py --out_dir=out/mirror  # questions without tones
 

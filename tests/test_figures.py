@@ -59,6 +59,8 @@ def test_a_run_without_scores_is_named(tmp_path, capsys):
     first, last = capsys.readouterr().err.splitlines()
     assert first == f"{tmp_path / 'nothing'} has no scores.json"
     assert last.endswith("none of these runs has a scores.json; score.py makes it")
+    assert run_here('figures.py', '--what=confusion', tmp_path / 'nothing')[0] == 2
+    assert 'has no sounds.json' in capsys.readouterr().err
 
 
 def test_spectrogram_of_several_sounds(tmp_path, capsys):
@@ -99,7 +101,6 @@ def test_worse_sound_and_longer_questions_are_asked_and_drawn(trained, tmp_path,
 
 def test_which_tones_are_heard_for_which(tmp_path, capsys):
     draw = ['--what=confusion', f"--out={tmp_path / 'c.png'}", tmp_path]
-    assert 'none of these runs has a sounds.json' in refusal(capsys, 'figures.py', *draw)
     for confused, refused in (({'AB': 3, '0?': 1}, False), ({}, True)):
         contents = {'scores': {'mirror': {'white_0': {'confused': confused}}}}
         (tmp_path / 'sounds.json').write_text(json.dumps(contents))
