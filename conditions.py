@@ -3,6 +3,7 @@ What can be done to the questions of a test: controls, which show what the answe
 what rooms, players, instruments and telephones make of tones. SOUNDS has their names; 'real' is
 what training with sound = 'real' hears. Each function takes a batch and gives it back, changed.
 """
+import io
 import math
 
 import torch
@@ -123,6 +124,22 @@ def mu_law(b):
     return b._replace(question=code.sign() * torch.expm1(code.abs() * math.log(256)) / 255)
 
 
+def mp3(b, kbit):
+    """As an MP3 of so many kbit/s, in which everything comes a little later"""
+    import soundfile
+    level = (160 - kbit) / (160 - 8)  # of compression: 160 kbit/s is the most at this rate
+    waves = []
+    for wave in b.question.cpu().numpy():
+        with io.BytesIO() as file:
+            soundfile.write(file, wave, SAMPLE_RATE, format='MP3', compression_level=level,
+                            bitrate_mode='CONSTANT')
+            file.seek(0)
+            waves.append(torch.from_numpy(soundfile.read(file, dtype='float32')[0]))
+    question = torch.stack(waves).to(b.question.device)
+    more = question.shape[1] - b.question.shape[1]
+    return b._replace(question=question, lengths=b.lengths + more)
+
+
 def hum(b, hertz):
     at = torch.arange(b.question.shape[1], device=b.question.device) / SAMPLE_RATE
     return add(b, 0.1 * torch.sin(2 * math.pi * hertz * at))
@@ -184,6 +201,7 @@ CHANGES = {
     'telephone': telephone,
     'rate': file_rate,
     'mulaw': mu_law,
+    'mp3': mp3,
     'offset': add,
     'hum': hum,
     'clicks': clicks,
@@ -204,6 +222,7 @@ VALUES = {
     'clipped': '0.5 0.2 0.1 0.05',
     'telephone': '5000 3400 3000',
     'rate': '48000 44100 22050 11025 8000',
+    'mp3': '32',
     'offset': '0.1 0.2',
     'hum': '50 60',
     'clicks': '1 5',

@@ -307,7 +307,8 @@ KINDS = {
     'telephone': 'telephone: 300 Hz to (Hz)',
     'other': 'others:',
 }
-OTHERS = 'clean', 'square', 'sawtooth', 'piano', 'mulaw', 'offset_0.2', 'hum_50', 'clicks_5'
+OTHERS = ('clean', 'square', 'sawtooth', 'piano', 'mulaw', 'mp3_32', 'offset_0.2', 'hum_50',
+          'clicks_5')
 
 
 def robustness(runs, path):

@@ -97,7 +97,8 @@ HEARD = [
     'clean', 'phase', 'longer', 'shorter', 'mulaw', 'square', 'sawtooth', 'piano',
     'white_-5', 'pink_-5', 'echo_0.4', 'tempo_1.6', 'tempo_0.5', 'gap_0.5', 'gap_0.015',
     'uneven_0.25', 'off_-45', 'off_45', 'each_20', 'loudness_6', 'volume_0', 'volume_-26',
-    'clipped_0.1', 'telephone_3000', 'rate_48000', 'rate_8000', 'offset_0.2', 'hum_60', 'clicks_5',
+    'clipped_0.1', 'telephone_3000', 'rate_48000', 'rate_8000', 'mp3_32', 'offset_0.2', 'hum_60',
+    'clicks_5',
 ]
 
 
