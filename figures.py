@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from conditions import SOUNDS
 from configurator import choices, configure, fail, write_whole
@@ -263,6 +264,8 @@ def curves(folders, path):
             for split, style in (('val', '-'), ('val_ood', ':')):
                 right.plot(at, [100 * row[split][task] for row in checked], style,
                            color=line.get_color())
+    for ax in (left, right):
+        ax.xaxis.set_major_formatter(EngFormatter())
     left.legend(frameon=False)
     save(fig, path)
 

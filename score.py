@@ -119,7 +119,7 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm):
 
 # --- a model's accuracy ---
 
-PASSES = (1, 2, 4, 8, 16)  # in the table of accuracy against thought
+PASSES = [2 ** k for k in range(9)]  # 1 to 256, in the table of accuracy against thought
 KEPT = 20                  # mistakes of a split whose sounds are kept
 LENGTHS = [10 * 2 ** k for k in range(6)]  # 10 to 320 symbols or digits
 BROKEN = 0.05              # exact match under which still longer questions are not asked
