@@ -46,3 +46,19 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
                          f"({'; '.join(said)}); undo the change, or train into another folder")
     model.load_state_dict(weights)
     return model.eval(), checkpoint
+
+
+@torch.no_grad()
+def extended(model, config):
+    """A model, made for fewer symbols and labels -> the same with those of a config behind them"""
+    new = make_model(config).to(model.start.device)
+    weights, more = model.state_dict(), new.state_dict()
+    for name in ('logits.weight', 'logits.bias', 'so_far.weight', 'so_far.bias'):
+        old = weights[name]
+        weights[name] = more[name].clone()
+        weights[name][:len(old)] = old
+        if 'logits' in name:  # the last one stands for no symbol
+            weights[name][len(old) - 1] = more[name][len(old) - 1]
+            weights[name][-1] = old[-1]
+    new.load_state_dict(weights)
+    return new

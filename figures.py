@@ -32,7 +32,7 @@ from configurator import choices, configure, fail, write_whole
 from files import read_wav
 from prepare import SAMPLE_RATE
 from score import LENGTHS
-from tasks import SYMBOLS, TASKS, decode
+from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
 from transcribe import find_tones
 
 # Colours that the colour-blind can tell apart too (Okabe and Ito)
@@ -332,7 +332,7 @@ def robustness(runs, path):
 
 def confusion(runs, path):
     """Draw which symbols were heard for which, in wrong answers of the right length"""
-    known = SYMBOLS + '?'  # in order of pitch
+    known = SYMBOLS + NO_SYMBOL  # in order of pitch
     counts = np.zeros((len(known), len(known)))
     for seeds in runs.values():
         for scores, _ in seeds:

@@ -78,8 +78,9 @@ try:
         tasks = [task]
 
     if start:
-        wanted = solve(task_of(start, tasks), start)
-        played = play_text(start, seed, len(wanted))
+        asked_of = task_of(start, tasks)
+        wanted = solve(asked_of, start)
+        played = play_text(start, seed, TASKS[asked_of].slots(start))
     player = shlex.split(play)
     if play and not (listen and shutil.which(player[0])):
         fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")

@@ -28,7 +28,7 @@ from checkpoint import load_checkpoint
 from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from tasks import REST, TASKS, decode, split_names, taken
+from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
 from think import converse, reply
 from transcribe import find_tones, transcribe
 
@@ -291,8 +291,8 @@ def hear_file(path, verbose, named):
     tones = find_tones(wave[None])
     text = decode(tones.symbol)
     note = ''
-    if '?' in text:
-        note = '  (? is a sound that is no symbol)'
+    if NO_SYMBOL in text:
+        note = f'  ({NO_SYMBOL} is a sound that is no symbol)'
     elif not text:
         note = '  (silence)' if wave.abs().max() < 1e-3 else '  (sound, but no steady tone)'
     print((f"{path}: " if named else '') + text + note)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import configurator
 import prepare
 from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
-from checkpoint import load_checkpoint
+from checkpoint import extended, load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from files import fresh_folder
 from kernels import capture, compile_parts, kernel_missing
@@ -138,13 +138,14 @@ try:
         known = init_from if init_from in ('resume', 'release') else 'out_dir'
         folder = out_dir if init_from == 'resume' else init_from
         model, checkpoint = load_checkpoint(folder, device, known)
-        model.train()
         was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
-        fixed = {'tasks', 'aloud', 'curriculum', 'seed'} if init_from == 'resume' else set()
-        for key in fixed | asdict(c).keys() - {'ssd'}:
+        fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far'}
+        if init_from == 'resume':
+            fixed |= {'tasks', 'aloud', 'curriculum', 'seed', 'n_symbols', 'n_so_far'}
+        for key in fixed:
             if was[key] != now[key]:
                 fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
-        model.config.ssd = c.ssd
+        model = extended(model, c)
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
     if init_from != 'resume' and not rank:  # what an earlier run left must not pass for this one's

@@ -25,7 +25,7 @@ LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its over
 VOICE = -12.0            # dB of another partial beside the tone from which on it may be a voice,
 OVER_FLOOR = 28.0        # if it stands out of what lies between by so much
 VOICE_BAND = 4000        # Hz up to which such partials are looked for
-UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '?' in text
+UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '*' in text
 
 
 class Tones(NamedTuple):
@@ -182,7 +182,7 @@ def find_tones(waves, shortest=6):
 
 
 def transcribe(waves, shortest=6):
-    """Waveforms (B, S) -> a list of B texts; '?' stands for a sound that is no symbol. Tones as in
+    """Waveforms (B, S) -> a list of B texts; '*' stands for a sound that is no symbol. Tones as in
     find_tones."""
     tones = find_tones(waves, shortest)
     rows = [[] for _ in waves]

@@ -7,14 +7,15 @@ import inspect
 
 import torch
 
-from tasks import bracket, mirror, mod, reverse, twice
-from tasks.task import REST, SYMBOLS, Task, decode, encode
+from tasks import bracket, dyna, filtro, inducto, logic, mirror, mod, reverse, twice
+from tasks.task import NO_SYMBOL, REST, SYMBOLS, Task, decode, encode
 
-__all__ = ['REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
+__all__ = ['NO_SYMBOL', 'REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
            'insert_pauses', 'n_so_far', 'so_far', 'solve', 'split_names', 'taken',
            'task_of']
 
-TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task, twice.task)}
+TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task, twice.task,
+                              logic.task, dyna.task, filtro.task, inducto.task)}
 
 # Questions are held out by a fixed hash of their symbols, so that no training run can meet a test
 # question. val and val_ood are for choosing among checkpoints and settings: val_ood is as far out
@@ -135,6 +136,8 @@ def task_of(text, names):
     if len(names) == 1:
         return names[0]
     fit = [name for name in names if set(text) <= set(TASKS[name].symbols)]
+    if len(fit) > 1:
+        fit = [name for name in fit if is_question(name, text)] or fit
     if len(fit) == 1:
         return fit[0]
     if fit:
@@ -145,15 +148,21 @@ def task_of(text, names):
     raise ValueError(f"{text!r} {found}; name its task, such as --task={fit[0]}")
 
 
+def is_question(task, text):
+    try:
+        TASKS[task].solve(text)
+    except ValueError:
+        return False
+    return True
+
+
 def solve(task, text):
     """The right answer to a question in text, of any length -> text. ValueError if the task has no
     such question."""
     encode(text)
     if not text:
         raise ValueError("a question needs at least one symbol")
-    try:
-        return TASKS[task].solve(text)
-    except ValueError:
-        example = TASKS[task].example
+    if not is_question(task, text):
         raise ValueError(f"{text!r} is not a question of {task}, which asks such things as "
-                         f"{example}") from None
+                         f"{TASKS[task].example}")
+    return TASKS[task].solve(text)

@@ -21,7 +21,7 @@ A number alone is its own answer.
 import torch
 import torch.nn.functional as F
 
-from tasks.task import REST, Task, encode, randint
+from tasks.task import REST, Task, close_gaps, encode, only_last, randint
 
 ZERO, PERCENT, NONE = encode('0%X')
 LABELS = 99   # remainders under it are labels for what a question comes to so far
@@ -117,13 +117,6 @@ def parts(q):
     return (q >= ZERO) & (q < PERCENT), (q == PERCENT).cumsum(1)
 
 
-def no_answer(q):
-    """X in the last slot that sounds"""
-    at = torch.arange(q.shape[1], device=q.device)
-    last = torch.where(q == REST, -1, at).amax(1, keepdim=True)
-    return torch.where(at == last, NONE, REST)
-
-
 def next_line(q):
     """Rows (B, N) -> the next line of working (B, N); what is finished stays as it is"""
     digit, n_percent = parts(q)
@@ -146,7 +139,7 @@ def next_line(q):
     dropped = torch.where(in_b, moved, dropped)
 
     line = torch.where(power > 0, less, dropped)
-    line = torch.where(b == 0, no_answer(q), line)
+    line = torch.where(b == 0, only_last(q, NONE), line)
     return torch.where(last == 0, q, line)
 
 
@@ -172,7 +165,7 @@ def answer(q):
     shown = digits_of(left, end)
     shown = torch.where((left == 0) & (end == 1), ZERO, shown)
     shown = torch.where(digit & (n_percent == steps), shown, REST)
-    shown = torch.where(none, no_answer(q), shown)
+    shown = torch.where(none, only_last(q, NONE), shown)
     return torch.where(steps == 0, q, shown)
 
 
@@ -318,8 +311,7 @@ def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), ste
     q = torch.cat([spell(F.pad(a, (2, 0)), a_length, a_zeros), b.flatten(1)], 1)
     slots = min(most, max(longest, digits[-1] + k * (1 + divisors[-1])))
     as_asked = as_asked & ((q != REST).sum(1) <= slots)
-    q = q.gather(1, (q == REST).long().argsort(stable=True, dim=1))
-    return q[:, :slots], as_asked
+    return close_gaps(q, slots), as_asked
 
 
 def of_length(n):

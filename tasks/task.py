@@ -3,14 +3,16 @@ The alphabet that questions and answers are written in, and what a task is.
 
 A row of slots is a row of symbol numbers, (N,), and REST where a slot is silent; a batch is (B, N).
 """
+import functools
 from typing import Callable, NamedTuple
 
 import torch
 
-# In order of pitch; new symbols go at the end. K and L are never trained on: L lies at the edge
-# of the letters' band, K inside it.
-SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%'
+# In order of pitch; new symbols go at the end, and = is to spare. K and L are never trained on: L
+# lies at the edge of the letters' band, K inside it.
+SYMBOLS = 'LABCDEKFGHIJ()VX0123456789%?>&|^~no='
 LETTERS = 'LABCDEKFGHIJ'
+NO_SYMBOL = '*'  # in text, a sound that is no symbol
 REST = -1
 
 
@@ -23,11 +25,11 @@ def encode(text):
 
 
 def decode(row):
-    """A row of symbol numbers -> text without its silences; '?' is a sound that is no symbol."""
+    """A row of symbol numbers -> text without its silences"""
     text = ''
     for i in map(int, row):
         if i >= 0:
-            text += SYMBOLS[i] if i < len(SYMBOLS) else '?'
+            text += SYMBOLS[i] if i < len(SYMBOLS) else NO_SYMBOL
     return text
 
 
@@ -35,6 +37,49 @@ def randint(low, high, generator):
     """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
     r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
     return low + (r * (high.floor() - low + 1)).long()
+
+
+# --- rows, for the tasks ---
+
+@functools.cache
+def constant(values, device):
+    """Nested tuples -> a tensor, made once: a CUDA graph cannot make one"""
+    return torch.tensor(values, device=device)
+
+
+def letters(n, generator, device):
+    """n rows of the ten letters that are trained on, in random order (n, 10)"""
+    order = torch.rand(n, 10, generator=generator, device=device).argsort(1)
+    return encode('A')[0] + order + (order >= 5)  # K is left out
+
+
+def close_gaps(q, slots):
+    """Rows (B, N) -> what sounds in them, one slot after another, (B, slots)"""
+    return q.gather(1, (q == REST).long().argsort(stable=True, dim=1))[:, :slots]
+
+
+def last_slot(q):
+    """Rows (B, N) -> the last slot that sounds in each (B, 1), -1 if none does"""
+    at = torch.arange(q.shape[1], device=q.device)
+    return torch.where(q == REST, -1, at).amax(1, keepdim=True)
+
+
+def only_last(q, symbol):
+    """Rows (B, N) -> rows in which a symbol (B, 1), or one for all, sounds in that slot alone"""
+    at = torch.arange(q.shape[1], device=q.device)
+    return torch.where(at == last_slot(q), symbol, REST)
+
+
+def first_slot(mask):
+    """(B, N) bool -> the first slot that is true (B, 1), N if none is"""
+    at = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, at, mask.shape[1]).amin(1, keepdim=True)
+
+
+def symbol_at(q, slot):
+    """Rows (B, N), slots (B, any) -> the symbols there, REST beyond the ends"""
+    inside = (slot >= 0) & (slot < q.shape[1])
+    return torch.where(inside, q.gather(1, slot.clamp(0, q.shape[1] - 1)), REST)
 
 
 class Task(NamedTuple):
@@ -63,4 +108,5 @@ class Task(NamedTuple):
     hard: Callable = None     # a question or line in text -> dict of what is hard about it
     shortcuts: dict = {}      # what a sceptic would try -> text -> text
     said: dict = {}           # splits in words, for pictures
+    slots: Callable = len     # question in text -> slots that it and its answer take
     of_length: Callable = None  # length -> arguments of draw, to find out where it breaks

@@ -30,6 +30,10 @@ def solve(text):
     return 2 * text
 
 
+def slots(text):
+    return 2 * len(text)
+
+
 task = Task(
     name='twice',
     symbols=LETTERS,
@@ -37,6 +41,7 @@ task = Task(
     draw=draw,
     answer=answer,
     solve=solve,
+    slots=slots,
     source=source,
     splits=mirror.task.splits,
     said=mirror.task.said,
