@@ -12,6 +12,7 @@ script with one line and exit code 2. --help prints the settings with their comm
 """
 import difflib
 import errno
+import json
 import math
 import os
 import platform
@@ -194,6 +195,11 @@ def write_whole(path, write):
         if isinstance(e, RuntimeError):  # what torch makes of a full disk
             raise OSError(errno.ENOSPC, 'the disk is full?') from e
         raise
+
+
+def write_json(path, contents):
+    text = json.dumps(contents, indent=1).encode()
+    write_whole(path, lambda f: f.write(text))
 
 
 # --- settings ---

@@ -8,6 +8,7 @@ $ python figures.py --what=passes release        # accuracy by how often it may 
 $ python figures.py --what=lengths release       # accuracy by length, until it breaks
 $ python figures.py --what=robustness release    # accuracy in noise, echo, at other tempos, ...
 $ python figures.py --what=confusion release     # which tones are heard for which
+$ python figures.py --what=scaling out/ask/*     # accuracy by difficulty, of any summary.json
 
 release is the weights that come with the code; any other run is named by its folder. The first
 needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: lengths
@@ -352,6 +353,32 @@ def confusion(runs, path):
     save(fig, path)
 
 
+def scaling(names, path):
+    """Draw accuracy against difficulty for each task and each summary.json, of score.py or ask.py,
+    which is named by its folder or itself"""
+    found = []
+    for name in names:
+        file = os.path.join(name, 'summary.json') if os.path.isdir(name) else name
+        try:
+            with open(file) as f:
+                summary = json.load(f)
+            found.append((summary['model'], summary['by_task']))
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"{name} has no summary.json; score.py and ask.py write it") from None
+    tasks = list(dict.fromkeys(task for _, by_task in found for task in by_task))
+    fig = Figure(figsize=(2.8 * len(tasks), 3.2), layout='constrained')
+    axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for ax, task in zip(axes, tasks, strict=True):
+        plain(ax, title=task, xlabel='difficulty', ylim=(-3, 103))
+        for model, by_task in found:
+            levels = by_task.get(task, {}).get('by_difficulty', {})
+            asked = {level: one for level, one in levels.items() if one['total']}
+            ax.plot(list(asked), [100 * one['accuracy'] for one in asked.values()], label=model)
+    axes[0].set_ylabel('right (%)')
+    axes[0].legend(frameon=False)
+    save(fig, path)
+
+
 if __name__ == '__main__':
     what = ''     # as above, or spectrogram or table, which '' tells by what is named
     out = ''      # the PNG to write; '' is named after what it shows
@@ -359,7 +386,8 @@ if __name__ == '__main__':
     flags = [a for a in sys.argv[1:] if a.startswith('-')]
     named = [a for a in dict.fromkeys(sys.argv[1:]) if a not in flags]
     configure(globals(), flags)
-    kinds = 'spectrogram', 'table', 'curves', 'passes', 'lengths', 'robustness', 'confusion'
+    kinds = ('spectrogram', 'table', 'curves', 'passes', 'lengths', 'robustness', 'confusion',
+             'scaling')
     choices(globals(), what=('', *kinds), task=TASKS)
     if not named:
         fail("name the WAV files, or the folders of runs, to draw")
@@ -380,6 +408,8 @@ if __name__ == '__main__':
             chart(runs, out)
         elif what == 'curves':
             curves(named, out)
+        elif what == 'scaling':
+            scaling(named, out)
         elif what == 'passes':
             passes(load_scores(named), task, out)
         elif what == 'lengths':

@@ -25,7 +25,7 @@ def fresh_folder(folder, pattern):
 
 
 def write_wav(path, wave):
-    """(samples,) in -1..1 -> 16-bit PCM"""
+    """(samples,) in -1..1 -> 16-bit PCM, in a file of this path or in an open one"""
     wave = np.asarray(wave, dtype=np.float64)
     wavfile.write(path, SAMPLE_RATE, (wave.clip(-1, 1) * 32767).round().astype(np.int16))
 

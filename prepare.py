@@ -5,7 +5,11 @@ All of it is batched tensor code that runs on any device and knows nothing of th
 $ python prepare.py --task=mirror --split=ood_length --num_samples=16 --out_dir=data
 
 writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a metadata.jsonl.
-Training needs none of it: train.py makes its examples as it goes.
+Training needs none of it: train.py makes its examples as it goes. dataset.py does the writing;
+
+$ python prepare.py --task=dyna --format=text --total_tokens=10M
+
+writes the same kinds of puzzles in words (words.py), for models that read.
 
 A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a
 row of slots, so an answer symbol always sounds in the slot of a question symbol. What the tasks
@@ -13,15 +17,13 @@ ask and answer is in tasks/.
 
 Letters: B examples   N slots   S samples
 """
-import json
 import math
-import os
 from typing import NamedTuple
 
 import torch
 
-from files import SAMPLE_RATE, fresh_folder, write_wav
-from tasks import REST, TASKS, decode, draw, encode, split_names
+from files import SAMPLE_RATE
+from tasks import REST, TASKS, draw, encode
 
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
 JITTER = 0.1       # of tone and gap, either way
@@ -406,45 +408,29 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
 
 
 if __name__ == '__main__':
-    from configurator import SEEDS, bounds, configure, fail
-    task = 'mirror'       # one of tasks/
+    from configurator import SEEDS, bounds, choices, configure, fail
+    from dataset import write_sounds, write_text
+    task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
+    format = 'wav'        # or text: the puzzles in words, for models that read
     split = 'iid'         # train, val, iid, ood_length, ... : see splits in the task's file
     num_samples = 16      # examples to write
-    out_dir = 'data'      # files go to out_dir/task/split
+    out_dir = 'data'      # files go to out_dir/task/split, text to out_dir/task
     seed = 1337           # 1337 gives the examples that score.py asks
-    configure(globals())
-    if task not in TASKS:
-        fail(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
-    bounds(globals(), num_samples=1, seed=SEEDS)
+    # text
+    total_tokens = '10M'  # to write, at least; words, numbers and signs are counted
+    levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
+    ratios = '0.9,0.05,0.05'   # of train, validation and test
+    dry_run = False       # say what would be written, and write nothing
+    push = ''             # user/name: also upload it to the Hugging Face Hub
+    config = configure(globals())
+    choices(config, format=('wav', 'text'))
+    bounds(config, num_samples=1, seed=SEEDS)
     try:
-        names = split_names(task, split)
-        if not names:
-            fail(f"{task} has no split {split!r}; it has {', '.join(TASKS[task].splits)}")
-        folder = os.path.join(out_dir, task, split)
-        fresh_folder(folder, r'\d{6}_(question|answer)\.wav')
-        rows = []
-        for i, name in enumerate(names):
-            share = len(range(i, num_samples, len(names)))
-            for b in split_batches(task, name, share, seed):
-                for j, n in enumerate(b.lengths.tolist()):
-                    question = f'{len(rows):06d}_question.wav'
-                    answer = f'{len(rows):06d}_answer.wav'
-                    write_wav(os.path.join(folder, question), b.question[j, :n])
-                    write_wav(os.path.join(folder, answer), b.answer[j, :n])
-                    rows.append({
-                        'question_file_name': question,
-                        'answer_file_name': answer,
-                        'task': task,
-                        'split': name,
-                        'question_symbols': decode(b.asked[j]),
-                        'answer_symbols': decode(b.wanted[j]),
-                        'duration': n / SAMPLE_RATE,
-                        'seed': seed,
-                    })
-        with open(os.path.join(folder, 'metadata.jsonl'), 'w') as f:
-            f.writelines(json.dumps(row) + '\n' for row in rows)
+        if format == 'text':
+            write_text(config)
+        else:
+            write_sounds(task, split, num_samples, out_dir, seed)
     except ValueError as e:
         fail(e)
     except OSError as e:
         fail(f"cannot write to {e.filename or out_dir}: {e.strerror}")
-    print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")

@@ -26,11 +26,12 @@ import files
 import prepare
 from checkpoint import load_checkpoint
 from conditions import SOUNDS, change
-from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_whole
+from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_json
 from prepare import LOWEST, SAMPLE_RATE, SPACING
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
 from think import converse, reply
 from transcribe import find_tones, transcribe
+from words import show, summarize
 
 # --- what kind of mistake? ---
 
@@ -263,6 +264,17 @@ def tests_of(task, split, sound):
     return {name: (name, sound, {}) for name in split_names(task, split)}
 
 
+def graded(scores):
+    """Scores -> a row for each question of a split that is a level of difficulty (Task.levels)"""
+    rows = []
+    for task, found in scores.items():
+        for difficulty, split in enumerate(TASKS[task].levels, 1):
+            n, exact = found[split]['n'], found[split]['exact_match']
+            rows += [{'task': task, 'difficulty': difficulty, 'is_correct': i < round(n * exact)}
+                     for i in range(n)]
+    return rows
+
+
 def print_row(task, split, r, verbose):
     """A line of the table, and one more about thought"""
     wrong = [f"asked {m['asked']}, wanted {m['wanted']}, heard {m['heard'] or 'nothing'}"
@@ -366,8 +378,11 @@ if __name__ == '__main__':
             contents = {'scores': scores, 'seed': seed, 'think': think,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **configurator.provenance()}
-            text = json.dumps(contents, indent=1).encode()
-            path = os.path.join(folder, kinds[split, sound] + '.json')
-            write_whole(path, lambda f: f.write(text))
+            write_json(os.path.join(folder, kinds[split, sound] + '.json'), contents)
+        rows = graded(scores) if (split, sound) == ('all', 'clean') else []
+        if rows:  # one table with what ask.py asks others
+            found = summarize(init_from if init_from == 'release' else out_dir, folder, rows)
+            write_json(os.path.join(folder, 'summary.json'), found)
+            show(found)
     except OSError as e:
         fail(f"cannot write to {folder}: {e.strerror}")

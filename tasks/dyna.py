@@ -201,4 +201,5 @@ task = Task(
         'ood_ops_50': '50 operations',
         'ood_state_10': '10 letters',
     },
+    levels=('iid', 'ood_ops_6', 'ood_ops_12'),
 )

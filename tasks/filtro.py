@@ -185,4 +185,5 @@ task = Task(
         'ood_edges_8': '8 edges',
         'ood_noise_9': '9 edges of noise',
     },
+    levels=('iid', 'ood_hops_5', 'ood_hops_8'),
 )

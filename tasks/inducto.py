@@ -277,4 +277,5 @@ task = Task(
         'ood_shots_10': '10 examples',
         'ood_length_5': '5 letters',
     },
+    levels=('level_1', 'level_2', 'ood_level_3'),
 )

@@ -252,4 +252,5 @@ task = Task(
         'ood_parity_20': 'parity of 20 bits',
         'ood_parity_40': 'parity of 40 bits',
     },
+    levels=('iid', 'ood_deep', 'ood_gates_8'),
 )

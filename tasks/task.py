@@ -109,4 +109,5 @@ class Task(NamedTuple):
     shortcuts: dict = {}      # what a sceptic would try -> text -> text
     said: dict = {}           # splits in words, for pictures
     slots: Callable = len     # question in text -> slots that it and its answer take
+    levels: tuple = ()        # splits that are easy, medium and hard, for ask.py and summaries
     of_length: Callable = None  # length -> arguments of draw, to find out where it breaks

@@ -92,7 +92,7 @@ def test_worse_sound_and_longer_questions_are_asked_and_drawn(trained, tmp_path,
     kinds = {sound.split('_')[0] for sound in asked}
     assert len(asked) > 60
     assert {'white', 'echo', 'tempo', 'off', 'sawtooth', 'clicks'} <= kinds
-    assert 'mirror   20 ' in output(capsys, 'score.py', *few, '--split=lengths')
+    assert 'mirror   10 ' in output(capsys, 'score.py', *few, '--split=lengths')
     for what in ('robustness', 'lengths'):
         picture = tmp_path / f'{what}.png'
         output(capsys, 'figures.py', f'--what={what}', trained, f'--out={picture}')

@@ -1,0 +1,6 @@
+# The four puzzles, with which architectures are told apart.
+base('logic')
+tasks = 'logic,dyna,filtro,inducto'
+aloud = 'logic,dyna,filtro'
+pauses = '6,6,3,0'
+mix = '1,1,1,1'

@@ -1,0 +1,6 @@
+# One model for all seven tasks; which one is asked, it hears. Half an hour on an H100-class GPU.
+base('multitask')
+tasks = 'mirror,bracket,mod,logic,dyna,filtro,inducto'
+aloud = 'mod,bracket,logic,dyna,filtro'
+pauses = '0,24,7,6,6,3,0'
+mix = '3,3,10,3,4,3,4'

@@ -1,0 +1,386 @@
+"""
+The puzzles in words: what is asked, the data sets, and asking models behind an API.
+
+$ python -m pytest tests/test_words.py
+"""
+import base64
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import words
+from files import read_wav
+from score import transcribe
+from tasks import TASKS
+from tests.helpers import is_png, output, path_of, refusal, rows_of, run_here
+from tests.test_puzzles import CHECKERS
+
+# --- what is asked ---
+
+def solved(text):
+    """The answer to a question in words, by a reader that shares no code with what wrote it"""
+    if text.startswith('STATE'):
+        state = re.search(r'\[(.*)\]', text)[1].split(', ')
+        for op, args in re.findall(r'([A-Z_]+)\(([\d,]+)\)', text):
+            i, j = [*map(int, args.split(',')), 0][:2]
+            n = len(state)
+            state = {
+                'SWAP': [state[{i: j, j: i}.get(k, k)] for k in range(n)],
+                'REVERSE': [state[i + j - k] if i <= k <= j else state[k] for k in range(n)],
+                'ROTATE_LEFT': [state[(k + i) % n] for k in range(n)],
+                'ROTATE_RIGHT': [state[(k - i) % n] for k in range(n)],
+            }[op]
+        kind, asked = re.search(r'QUERY (\w+) (\w+) ->', text).groups()
+        return state[int(asked)] if kind == 'position' else str(state.index(asked))
+    if text.startswith('EDGES'):
+        edges = dict(re.findall(r'([AB]:\w+)->(\w+)', text))
+        node, hops = re.search(r'QUERY ([AB]:\w+) hops=(\d+) ->', text).groups()
+        for _ in range(int(hops)):
+            node = f'{node[0]}:{edges[node]}'
+        return node[2:]
+    values = {name: value == '1' for name, value in re.findall(r'(\w+)=([01])', text)}
+    for name, op, args in re.findall(r'(\w+)=([A-Z]+)\(([\w,]+)\)', text):
+        inputs = [values[x] for x in args.split(',')]
+        values[name] = {
+            'AND': all(inputs), 'NAND': not all(inputs), 'OR': any(inputs),
+            'NOR': not any(inputs), 'NOT': not inputs[0], 'XOR': sum(inputs) % 2 == 1,
+        }[op]
+    return str(int(values[re.search(r'QUERY (\w+) ->', text)[1]]))
+
+
+@pytest.mark.parametrize('task', words.PUZZLES)
+def test_questions_in_words_are_answered_rightly_at_three_levels(task):
+    lengths = []
+    for level in (1, 2, 3):
+        draw = words.draw_of(1, task, level)
+        asked = [words.question(task, level, draw) for _ in range(200)]
+        assert len({text for text, _, _ in asked}) > 150
+        for text, target, more in asked:
+            assert target == (ruled(text, more) if task == 'inducto' else solved(text))
+        lengths.append(sum(len(text) for text, _, _ in asked))
+    assert task == 'inducto' or lengths == sorted(lengths)
+
+
+def ruled(text, more):
+    """The rule is the one that it says, in all examples"""
+    shown = re.findall(r'\[([A-Z ]+)\] -> \[([A-Z ]+)\]', text)
+    rule = words.ALL_RULES[more['rule']]
+    assert len(shown) == more['num_examples']
+    for went_in, came_out in shown:
+        assert rule(went_in.split()) == came_out.split()
+    asked = re.search(r'Query: \[(.*)\] -> \?\?\?$', text)[1]
+    return f"[{' '.join(rule(asked.split()))}]"
+
+
+@pytest.mark.parametrize('task', words.PUZZLES)
+def test_what_is_played_is_put_into_words(task):
+    from tasks import draw
+    from tests.helpers import gen, texts_of
+    for text in texts_of(draw(task, 'iid', 50, gen(8))[0]):
+        said = words.in_words(task, text)
+        if task != 'inducto':
+            assert solved(said) == CHECKERS[task](text)
+    assert words.in_words('dyna', 'DJAGEn13^2?2') == \
+        'STATE [D, J, A, G, E] || OPS REVERSE(1,3) | ROTATE_LEFT(2) || QUERY position 2 ->'
+    assert words.in_words('inducto', 'BDJ>JDB?AC>') == \
+        'Ex1: [B D J] -> [J D B] | Query: [A C] -> ???'
+
+
+# --- data sets ---
+
+def made(capsys, folder, *flags):
+    output(capsys, 'prepare.py', '--format=text', f'--out_dir={folder}', *flags)
+
+
+def test_a_data_set_in_words(tmp_path, capsys):
+    made(capsys, tmp_path, '--task=all', '--total_tokens=200K')
+    rows = {part: rows_of(tmp_path / 'all' / f'{part}.jsonl')
+            for part in ('train', 'validation', 'test')}
+    every = sum(rows.values(), [])
+    assert {row['task'] for row in every} == set(words.PUZZLES)
+    assert {row['difficulty'] for row in every} == {1, 2, 3}
+    assert len({row['sample_id'] for row in every}) == len(every)
+    assert 0.85 < len(rows['train']) / len(every) < 0.95
+    texts = {part: {row['input_text'] for row in rows[part]} for part in rows}
+    assert not texts['train'] & texts['test'] and not texts['train'] & texts['validation']
+    for row in every:
+        assert list(row) == ['input_text', 'target', 'task', 'difficulty', 'split', 'sample_id',
+                             'metadata']
+        if row['task'] != 'inducto':
+            assert solved(row['input_text']) == row['target']
+    about = json.loads((tmp_path / 'all' / 'metadata.json').read_text())
+    assert about['tokens'] >= 200_000 and sum(about['questions'].values()) == len(every)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['all']  # nothing else is left
+
+
+def test_the_same_seed_gives_the_same_bytes_and_no_question_changes_its_part(tmp_path, capsys):
+    for folder, seed in (('a', 1), ('b', 1), ('c', 2)):
+        made(capsys, tmp_path / folder, '--task=logic', '--total_tokens=50K', f'--seed={seed}')
+    read = {f: {p.name: p.read_bytes() for p in (tmp_path / f / 'logic').iterdir()} for f in 'abc'}
+    assert read['a'] == read['b'] != read['c']
+    part_of = {}
+    for folder in 'ac':
+        for part in ('train', 'validation', 'test'):
+            for row in rows_of(tmp_path / folder / 'logic' / f'{part}.jsonl'):
+                assert part_of.setdefault(row['input_text'], part) == part
+
+
+def test_hugging_face_reads_it(tmp_path, capsys, monkeypatch):
+    datasets = pytest.importorskip('datasets')
+    made(capsys, tmp_path, '--task=filtro', '--total_tokens=20K')
+    found = datasets.load_dataset(str(tmp_path / 'filtro'), cache_dir=str(tmp_path / 'cache'))
+    assert set(found) == {'train', 'validation', 'test'}
+    assert found['train'][0]['input_text'].startswith('EDGES ')
+
+
+@pytest.mark.parametrize('flags, says', [
+    (['--task=mirror'], "task are some of dyna, inducto, filtro, logic"),
+    (['--task=dyna', '--total_tokens=many'], "total_tokens is a number such as 500K"),
+    (['--task=dyna', '--levels=1,2'], "levels are three numbers"),
+    (['--task=dyna', '--ratios=0,0,0'], "ratios are three numbers"),
+    (['--task=dyna', '--total_tokens=1K', '--push=no/one'], "could not be uploaded"),
+])
+def test_what_no_data_set_can_be_made_of(flags, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.chdir(tmp_path)
+    if '--push=no/one' in flags:
+        pytest.importorskip('huggingface_hub')
+        assert run_here('prepare.py', '--format=text', *flags)[0] == 2
+        assert says in capsys.readouterr().err
+        return
+    assert says in refusal(capsys, 'prepare.py', '--format=text', *flags)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    text = output(capsys, 'prepare.py', '--format=text', '--task=dyna', '--dry_run=true',
+                  f'--out_dir={tmp_path}')
+    assert 'level' in text and 'STATE [' in text
+    assert not list(tmp_path.iterdir())
+
+
+# --- asking models ---
+
+class Server(BaseHTTPRequestHandler):
+    """An API that answers rightly, unless it is told to fail: trouble is a list of what goes wrong
+    with the next requests"""
+    trouble, asked, lock = [], [], threading.Lock()
+    protocol_version = 'HTTP/1.1'
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        with self.lock:
+            self.asked.append((self.path, body, self.headers.get('Authorization')))
+            wrong = self.trouble.pop(0) if self.trouble else ''
+        if wrong.isdigit():
+            return self.answer(int(wrong), b'{"error": "no"}')
+        if wrong in ('late', 'slow'):
+            time.sleep(1.5 if wrong == 'late' else 0.2)
+        if wrong == 'half':
+            self.send_response(200)
+            self.send_header('Content-Length', '500')
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            self.close_connection = True
+            return
+        if wrong == 'no json':
+            return self.answer(200, b'<html>busy</html>')
+        if wrong == 'empty':
+            return self.answer(200, b'{"choices": []}')
+        content = body['messages'][0]['content']
+        message = {'content': said(content, wrong)}
+        if wrong == 'reasoning':
+            message = {'content': '', 'reasoning': said(content, '')}
+        usage = {'prompt_tokens': 10, 'completion_tokens': 5}
+        self.answer(200, json.dumps({'choices': [{'message': message}], 'usage': usage}).encode())
+
+    def answer(self, code, data):
+        self.send_response(code)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def said(content, how):
+    """What a model that knows all says"""
+    if isinstance(content, list):  # it hears
+        wave = read_wav(io.BytesIO(base64.b64decode(content[0]['input_audio']['data'])))
+        text = transcribe(wave[None])[0]
+        task = next(t for t in words.PUZZLES if is_question(t, text))
+        return f'ANSWER: {TASKS[task].solve(text)}'
+    text = content.split('\n\n')[-1]
+    answer = solved(text)
+    if how == 'thinking':
+        return f'<think>ANSWER: no, perhaps\nANSWER: not</think>It is so.\n**ANSWER: {answer}**'
+    if how == 'bare':
+        return f'Let me see.\n{answer}.'
+    return f'So it is.\nANSWER: {answer}'
+
+
+def is_question(task, text):
+    try:
+        return bool(TASKS[task].solve(text))
+    except ValueError:
+        return False
+
+
+@pytest.fixture
+def server():
+    Server.trouble, Server.asked = [], []
+    one = ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    threading.Thread(target=one.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{one.server_port}/v1'
+    one.shutdown()
+
+
+@pytest.fixture
+def ask(server, tmp_path, capsys, monkeypatch):
+    """Run ask.py on the server -> exit code, and what it printed"""
+    pytest.importorskip('httpx')
+    monkeypatch.setenv('OPENAI_API_KEY', 'sk-secret')
+
+    def run(*flags):
+        code, _ = run_here('ask.py', f'--base_url={server}', '--model=wise', '--samples=5',
+                           '--requests_per_minute=100000', '--patience=0.01', '--timeout=1',
+                           f'--out_dir={tmp_path}', *flags)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+WITHOUT_INDUCTO = '--tasks=dyna,filtro,logic'
+
+
+def test_a_model_is_asked_and_graded(ask, tmp_path):
+    code, text = ask(WITHOUT_INDUCTO)
+    assert code == 0 and 'Total: 45/45 correct (100.0%)' in text
+    rows = rows_of(tmp_path / 'results.jsonl')
+    assert len({row['sample_id'] for row in rows}) == len(rows) == 45
+    assert all(row['is_correct'] and row['extracted_answer'] for row in rows)
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['by_task']['dyna']['by_difficulty']['3'] == {
+        'total': 5, 'correct': 5, 'accuracy': 1.0}
+    assert summary['tokens'] == {'prompt_tokens': 450, 'completion_tokens': 225}
+    assert summary['timing']['p50_latency_ms'] <= summary['timing']['p95_latency_ms']
+    state = json.loads((tmp_path / 'state.json').read_text())
+    assert set(state['completed']) == {row['sample_id'] for row in rows}
+    assert all(key == 'Bearer sk-secret' for _, _, key in Server.asked)
+    for path in tmp_path.iterdir():
+        assert 'sk-secret' not in path.read_text()
+
+
+@pytest.mark.parametrize('trouble', ['429', '500', '503', 'half', 'no json', 'empty', 'late'])
+def test_what_fails_is_asked_again(trouble, ask, tmp_path):
+    Server.trouble = [trouble, trouble]
+    code, text = ask('--tasks=logic', '--difficulties=1', '--max_concurrent=1')
+    assert code == 0 and 'Total: 5/5 correct' in text
+    assert len(Server.asked) == 7
+
+
+@pytest.mark.parametrize('how', ['thinking', 'bare', 'reasoning'])
+def test_answers_are_found(how, ask):
+    Server.trouble = [how] * 5
+    code, text = ask('--tasks=filtro', '--difficulties=2')
+    assert code == 0 and 'Total: 5/5 correct' in text
+
+
+def test_what_is_never_answered_is_told_and_asked_again_next_time(ask, tmp_path):
+    Server.trouble = ['500'] * 6
+    flags = ['--tasks=logic', '--difficulties=1', '--max_concurrent=1', '--retries=2']
+    code, text = ask(*flags)
+    assert code == 1 and '2 questions are left' in text and 'Errors: 2 x 500' in text
+    asked = len(Server.asked)
+    code, text = ask(*flags)
+    assert code == 0 and '3 of them have been answered before' in text
+    assert len(Server.asked) == asked + 2
+    rows = rows_of(tmp_path / 'results.jsonl')
+    assert len({row['sample_id'] for row in rows}) == len(rows) == 5
+
+
+def test_a_run_that_was_killed_goes_on(ask, tmp_path):
+    flags = ['--tasks=logic', '--difficulties=1']
+    ask(*flags)
+    lines = (tmp_path / 'results.jsonl').read_text().splitlines(True)
+    (tmp_path / 'results.jsonl').write_text(''.join(lines[:3]) + lines[3][:40])
+    (tmp_path / 'state.json').unlink()
+    Server.asked.clear()
+    code, _ = ask(*flags)
+    assert code == 0 and len(Server.asked) == 2
+    assert sorted(map(json.dumps, rows_of(tmp_path / 'results.jsonl'))) != lines
+    assert len(rows_of(tmp_path / 'results.jsonl')) == 5
+
+
+def test_a_server_that_refuses_ends_it_with_a_sentence(ask, tmp_path):
+    Server.trouble = ['401'] * 100
+    code, text = ask('--tasks=logic', '--samples=30')
+    assert code == 1 and 'refuses: 401' in text and 'Traceback' not in text
+    assert len(Server.asked) < 90
+
+
+def test_other_questions_are_not_mixed_in(ask):
+    assert ask('--tasks=logic', '--difficulties=1')[0] == 0
+    code, text = ask('--tasks=logic', '--difficulties=1', '--seed=2')
+    assert code == 2 and 'give another --out_dir' in text
+
+
+@pytest.mark.parametrize('flags', [[], ['--audio=true']])
+def test_what_is_played_is_asked_too(flags, ask, tmp_path):
+    tasks = WITHOUT_INDUCTO if not flags else '--tasks=inducto,logic'
+    code, text = ask(tasks, '--questions=tones', '--difficulties=1', '--samples=3', *flags)
+    assert code == 0 and '100.0%' in text
+    played = rows_of(tmp_path / 'results.jsonl')[0]['metadata']['played']
+    assert any(is_question(t, played) for t in words.PUZZLES)
+
+
+def test_ctrl_c_loses_and_repeats_nothing(server, tmp_path):
+    pytest.importorskip('httpx')
+    Server.trouble = ['slow'] * 100
+    command = [sys.executable, path_of('ask.py'), f'--base_url={server}', '--model=wise',
+               '--samples=20', '--tasks=logic', '--difficulties=1', '--max_concurrent=2',
+               '--requests_per_minute=100000', f'--out_dir={tmp_path}']
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while len(Server.asked) < 6:
+        assert p.poll() is None
+        time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    said, _ = p.communicate(timeout=30)
+    assert p.returncode == 130 and 'the same command asks them' in said and 'Traceback' not in said
+    before = rows_of(tmp_path / 'results.jsonl')
+    assert 4 <= len(before) < 20
+    Server.trouble.clear()
+    subprocess.run(command, check=True, capture_output=True)
+    after = rows_of(tmp_path / 'results.jsonl')
+    assert after[:len(before)] == before
+    assert len({row['sample_id'] for row in after}) == len(after) == len(Server.asked) == 20
+
+
+def test_summaries_are_drawn_beside_each_other(ask, tmp_path, capsys):
+    assert ask(WITHOUT_INDUCTO, '--samples=2')[0] == 0
+    picture = tmp_path / 's.png'
+    output(capsys, 'figures.py', '--what=scaling', tmp_path, tmp_path / 'summary.json',
+           f'--out={picture}')
+    assert is_png(picture)
+    assert 'has no summary.json' in refusal(capsys, 'figures.py', '--what=scaling',
+                                            tmp_path / 'no')
+
+
+@pytest.mark.parametrize('flags, says', [
+    (['--model='], 'name a model'),
+    (['--model=x', '--tasks=mod'], 'tasks are some of'),
+    (['--model=x', '--difficulties=4'], 'difficulties are some of'),
+    (['--model=x', '--audio=true'], 'audio=true needs questions=tones'),
+])
+def test_what_cannot_be_asked(flags, says, capsys):
+    pytest.importorskip('httpx')
+    assert says in refusal(capsys, 'ask.py', *flags)
