@@ -3,7 +3,8 @@ What can take the place of the model's parts, for comparison; all else stays as 
 
 layer      of Mamba-2: transformer, lstm, with as many parameters; or attention, with half
 attention  of cross-attention and self-attention: cross or self alone, or none; random: both, but
-           the pointer starts out anywhere
+           the pointer starts out anywhere; token: both, and each token of the answer has a
+           query of its own by content
 front      of the spectrum that the encoder hears: mel bands, or learned filters
 """
 import math
@@ -19,10 +20,12 @@ from model import (
     N_BINS,
     N_FFT,
     WIN_LENGTH,
+    CrossAttention,
     Mamba2,
     MiniJMamba,
     SelfAttention,
     rotary,
+    split_heads,
 )
 from prepare import SAMPLE_RATE
 
@@ -75,6 +78,18 @@ class NoCross(nn.Module):
         return memory, frames
 
 
+class TokenCross(CrossAttention):
+    """Cross-attention in which what was heard at a time decides what is asked for then"""
+
+    def __init__(self, c):
+        super().__init__(c)
+        self.token_q = nn.Linear(c.d_model, c.d_model // 2, bias=False)
+
+    def content_query(self, query, memory):
+        """-> (B, h, T, d)"""
+        return query + split_heads(self.token_q(memory), query.shape[1])
+
+
 class Mel(nn.Module):
     """Log magnitudes (B, T, patch * F) -> 40 mel bands of each frame, embedded (B, T, D)"""
 
@@ -121,7 +136,7 @@ class WithFilters(MiniJMamba):
 
 
 LAYERS = {'mamba2': Mamba2, 'attention': SelfAttention, 'transformer': Transformer, 'lstm': LSTM}
-ATTENTION = 'both', 'cross', 'self', 'none', 'random'
+ATTENTION = 'both', 'cross', 'self', 'none', 'random', 'token'
 FRONTS = {'stft': MiniJMamba, 'mel': MiniJMamba, 'filters': WithFilters}
 
 
@@ -139,6 +154,9 @@ def make_model(config):
         model.cross = NoCross()
     if config.attention == 'random':
         nn.init.normal_(model.cross.pointer_key)
+    if config.attention == 'token':
+        model.cross = TokenCross(config)
+        model.init_weights()
     if config.front != 'stft':
         model.embed = {'mel': Mel, 'filters': Filters}[config.front](config)
     return model

@@ -48,10 +48,11 @@ class JMambaConfig:
     counting: float = 0.5   # share of the Mamba-2 heads that never forget, so that they can count
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
+    turning: bool = False   # the Mamba-2 states turn, by angles that depend on what is heard
     pointer: bool = True    # False: every frame is generated
     points_at: str = 'same'  # which time, with commas: same, end (backwards), again (see elsewhere)
     layer: str = 'mamba2'   # of encoder and decoder; in baselines.py: transformer, lstm, attention
-    attention: str = 'both'  # or cross, self, none, random, for comparison
+    attention: str = 'both'  # or cross, self, none, random, token: see baselines.py
     front: str = 'stft'     # what the encoder hears; or mel, filters, for comparison
     ssd: str = 'auto'       # the scan: torch, mamba_ssm, or auto: whichever is the fastest
     n_symbols: int = 27     # for an auxiliary loss only; answers are never read from the logits
@@ -246,13 +247,25 @@ def gate_and_norm(y, z):
     return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
 
 
-def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
+def turned(x, angle):
+    """Pairs of (B, T, N), the first half with the second, turned by angles (B, T, N / 2)"""
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd, turns=None):
     """All of a Mamba-2 layer between its two projections, with any scan(x, dt, A, B, C):
-    (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton."""
+    (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton. The state turns by the angles
+    turns (B, T, N / 2), if they are given (after Mamba-3: Lahoti et al., 2026,
+    arXiv:2603.15569)."""
     H = len(A)
     z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
     dt = F.softplus(dt[..., :H].float() + dt_bias) * pace
     x, B, C = causal_conv(xBC, weight, bias).split([H * P, N, N], -1)
+    if turns is not None:  # turning what goes in and what comes out is turning the state
+        angle = turns.cumsum(1)
+        B, C = turned(B, angle), turned(C, angle)
     x = x.unflatten(-1, (H, P))  # (B, T, H, P)
     return gate_and_norm(scan(x, dt, A, B, C) + D[:, None] * x, z)
 
@@ -267,7 +280,7 @@ class Mamba2(nn.Module):
         n_heads = c.d_inner // c.head_dim
         self.forever = round(c.counting * n_heads)  # heads with A = 0: nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
-        width = c.d_inner + d_conv + n_heads
+        width = c.d_inner + d_conv + n_heads + c.turning * c.d_state // 2
         self.norm = nn.RMSNorm(c.d_model)
         # GPUs are slow at widths that are no multiple of 8; what is added is not used.
         self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)
@@ -287,11 +300,15 @@ class Mamba2(nn.Module):
         zxBCdt = self.in_proj(self.norm(u))
         inputs = (zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D,
                   c.head_dim, c.d_state)
-        if c.ssd == 'auto' and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
+        if c.ssd == 'auto' and not c.turning and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
             return u + self.project(ShortMixer.apply(*inputs))
         from_tokens = {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd]
         by_kernel = u.is_cuda and T >= from_tokens and not kernel_missing()
-        return u + self.project(mixer(*inputs, ssd_kernel if by_kernel else ssd))
+        turns = None
+        if c.turning:
+            last = len(self.dt_bias) + 2 * c.d_inner + 2 * c.d_state
+            turns = zxBCdt[..., last:last + c.d_state // 2].float().tanh() * math.pi * pace
+        return u + self.project(mixer(*inputs, ssd_kernel if by_kernel else ssd, turns))
 
     def project(self, y):
         """(..., HP) -> (..., D). The norm's weights go into out_proj: fewer passes over memory."""
@@ -382,28 +399,24 @@ class CrossAttention(nn.Module):
     def forward(self, query, memory, frames, valid, hiding=None):
         T, half = memory.shape[1], self.n_head // 2
         memory = self.memory_norm(memory)
+        found, own, known = memory, memory, valid
+        if hiding is not None:
+            found, known = memory[hiding.neighbour], valid[hiding.neighbour]
+            own = torch.where(hiding.visible[..., None], memory, found + hiding.noise)
         q = split_heads(self.q(self.norm(query)), self.n_head + 1)
-        k = split_heads(self.k(memory), self.n_head)  # (B, h, T, d)
-        v = split_heads(self.v(memory), self.n_head)
+        half_of_k, half_of_v = self.k.weight.chunk(2), self.v.weight.chunk(2)
 
         # Content: the first half of the heads
-        content_k, content_v, found = k[:, :half], v[:, :half], valid
-        if hiding is not None:
-            content_k = content_k[hiding.neighbour]
-            content_v = content_v[hiding.neighbour]
-            found = valid[hiding.neighbour]
-        score = q[:, :half] @ content_k.transpose(-1, -2)  # (B, h, 1, T)
+        k = split_heads(F.linear(found, half_of_k[0]), half)  # (B, h, T, d)
+        v = split_heads(F.linear(found, half_of_v[0]), half)
+        score = self.content_query(q[:, :half], own) @ k.transpose(-1, -2)  # (B, h, 1, T)
         score = score.float() / math.sqrt(q.shape[-1])
-        weights = score.masked_fill(~found[:, None, None], -1e9).softmax(-1)
-        content = weights.to(v.dtype) @ content_v
+        weights = score.masked_fill(~known[:, None, None], -1e9).softmax(-1)
+        content = weights.to(v.dtype) @ v
 
         # Clock: the second half
-        k, v = k[:, half:], v[:, half:]
-        if hiding is not None:
-            other = memory[hiding.neighbour] + hiding.noise
-            visible = hiding.visible[:, None, :, None]
-            k = torch.where(visible, k, split_heads(self.k(other), self.n_head)[:, half:])
-            v = torch.where(visible, v, split_heads(self.v(other), self.n_head)[:, half:])
+        k = split_heads(F.linear(own, half_of_k[1]), half)
+        v = split_heads(F.linear(own, half_of_v[1]), half)
 
         # The pointer is one more clock head, which reaches less far.
         k = rotary(torch.cat([k, self.pointer_key.to(k.dtype).expand(len(k), 1, T, -1)], 1))
@@ -413,6 +426,10 @@ class CrossAttention(nn.Module):
         pointed = local_attention(q[:, half:], k[:, half:], frames[:, None], valid, POINTER_WINDOW)
         y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
         return self.out_proj(y.transpose(1, 2).flatten(2)), pointed[:, 0]
+
+    def content_query(self, query, memory):
+        """(1, h, 1, d): all tokens of the answer ask alike"""
+        return query
 
 
 # --- the model ---
