@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from baselines import make_model
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
-from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, mixer, ssd
+from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
 from prepare import LOUDNESS, Hiding, make_batch, make_rhythm, play, play_text
 from score import transcribe
 from tasks import decode, encode
@@ -436,31 +436,3 @@ def test_a_checkpoint_that_fits_is_read(tmp_path):
     for key, weight in model.state_dict().items():
         assert torch.equal(found.state_dict()[key], weight)
     assert checkpoint['iter_num'] == 0
-
-
-def test_a_state_that_turns_is_the_recurrence_with_complex_numbers():
-    torch.manual_seed(0)
-    b, t, heads, p, n = 2, 70, 3, 4, 8
-    width = 2 * heads * p + 2 * n + heads
-    zxBCdt = torch.randn(b, t, width)
-    turns, pace = torch.randn(b, t, n // 2), torch.rand(b, t, 1)
-    weight, bias = torch.randn(4, heads * p + 2 * n), torch.randn(heads * p + 2 * n)
-    dt_bias, A, D = torch.randn(heads), -torch.rand(heads), torch.randn(heads)
-    inputs = (zxBCdt, pace, weight, bias, dt_bias, A, D, p, n)
-
-    def recurrence(x, dt, A, B, C):
-        """h_t = exp(dt A) e^(i turn) h_{t-1} + dt x B: what stands in the two halves is a complex
-        number"""
-        state = torch.zeros(b, heads, p, n // 2, dtype=torch.cfloat)
-        out = []
-        for i in range(t):
-            B_i, C_i = (torch.complex(*v[:, i].chunk(2, -1)) for v in (B, C))
-            state = state * torch.exp(1j * turns[:, i])[:, None, None]
-            state = state * torch.exp(dt[:, i] * A)[..., None, None]
-            state = state + (dt[:, i, :, None] * x[:, i])[..., None] * B_i.conj()[:, None, None]
-            out.append((state * C_i[:, None, None]).real.sum(-1))
-        return torch.stack(out, 1)
-
-    wanted = mixer(*inputs, scan=recurrence)
-    assert torch.allclose(mixer(*inputs, turns=turns), wanted, atol=1e-4)
-    assert not torch.allclose(mixer(*inputs), wanted, atol=1e-2)
