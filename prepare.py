@@ -139,7 +139,7 @@ def play_text(text, seed=0, slots=0):
 
 TONE_RMS = LOUDNESS / math.sqrt(2)  # of a tone of middle loudness
 TEMPO = 0.6, 2.0    # durations, as multiples: of a fast player and of a slow one
-GAPS = 0.015, 0.5   # seconds
+GAPS = 0.012, 0.6   # seconds
 OVERTONES = 4
 COLOURS = 8         # octaves of noise
 
@@ -176,7 +176,7 @@ def real_rhythm(rhythm, last, n_samples, chance):
     length = rhythm.length * each
     gap = (rhythm.end - rhythm.start - rhythm.length) * each
     wider = chance.log_uniform(*GAPS) / GAP
-    gap = gap * torch.where(chance.some(0.3), wider, 1.0)
+    gap = gap * torch.where(chance.some(0.4), wider, 1.0)
     lead = rhythm.start[:, :1]
     needed = (length + gap).cumsum(1).gather(1, last[:, None])
     room = n_samples / SAMPLE_RATE - lead
@@ -191,8 +191,8 @@ def real_rhythm(rhythm, last, n_samples, chance):
     length = torch.where(fits, length, rhythm.length)
 
     # Pitch: the instrument is out of tune, or each tone is. Loudness, timbre.
-    tuned = chance.some(0.7)
-    off = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-47, 47))
+    tuned = chance.some(0.6)
+    off = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-49, 49))
     each = torch.where(tuned & chance.some(0.4), 5, 1)
     uneven = LOUDNESS * gain(chance.uniform(-6, 6, slots))
     amplitude = torch.where(chance.some(0.4), uneven, rhythm.amplitude)
