@@ -3,10 +3,13 @@ Data sets on disk: questions and answers as WAV files, and the puzzles in words 
 """
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
+from contextlib import ExitStack
 
 from tqdm import tqdm
 
@@ -26,9 +29,7 @@ task_categories: [text-generation]
 configs:
 - config_name: default
   data_files:
-  - {{split: train, path: train.jsonl}}
-  - {{split: validation, path: validation.jsonl}}
-  - {{split: test, path: test.jsonl}}
+{files}
 ---
 # {names}
 
@@ -40,7 +41,8 @@ Synthetic puzzles that tell architectures apart: {rows:,} questions of three lev
 {table}
 
 No question is in two splits: a hash of its text says where it belongs. Made by Jericho:
-`python prepare.py --format=text --task={task} --total_tokens={total} --seed={seed}`
+`python prepare.py --format=text --task={task} --total_tokens={total} --levels={levels}
+--ratios={ratios} --seed={seed}`
 """
 
 
@@ -83,9 +85,10 @@ def write_sounds(task, split, num_samples, out_dir, seed):
 def count_of(text):
     """'10M' -> 10,000,000"""
     found = re.fullmatch(r'(\d+(?:\.\d+)?)([KMB]?)', text.upper())
-    if not found or not float(found[1]):
+    total = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if not total:
         raise ValueError(f"total_tokens is a number such as 500K, 10M or 1B, not {text!r}")
-    return round(float(found[1]) * UNITS[found[2]])
+    return total
 
 
 def shares_of(key, text):
@@ -94,7 +97,7 @@ def shares_of(key, text):
         shares = [float(x) for x in text.split(',')]
     except ValueError:
         shares = []
-    if len(shares) != 3 or min(shares) < 0 or not sum(shares):
+    if len(shares) != 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
         raise ValueError(f"{key} are three numbers, such as 0.5,0.3,0.2, not {text!r}")
     return [x / sum(shares) for x in shares]
 
@@ -129,6 +132,8 @@ def write_text(config):
     is wrong."""
     task, seed = config['task'], config['seed']
     names = list(PUZZLES) if task == 'all' else names_of(config, 'task', PUZZLES)
+    if not names:
+        raise ValueError(f"task is all or some of {', '.join(PUZZLES)}")
     total = count_of(config['total_tokens'])
     weights = shares_of('levels', config['levels'])
     ratios = shares_of('ratios', config['ratios'])
@@ -140,53 +145,62 @@ def write_text(config):
             print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
         return
 
-    unfinished = folder + '.part'
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.makedirs(unfinished)
-    files = {part: open(os.path.join(unfinished, part + '.jsonl'), 'w') for part in PARTS}
-    counts, tokens = Counter(), 0
-    try:
-        with tqdm(total=total, unit='token', unit_scale=True, disable=None) as bar:
-            for row, n in rows_of(names, total, weights, ratios, seed):
-                files[row['split']].write(json.dumps(row) + '\n')
-                counts[row['split'], row['task'], row['difficulty']] += 1
-                tokens += n
-                bar.update(n)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
-    finally:
-        for f in files.values():
-            f.close()
-
-    by_part = {part: sum(n for key, n in counts.items() if key[0] == part) for part in PARTS}
-    about = {'tasks': names, 'seed': seed, 'tokens': tokens, 'levels': weights, 'ratios': ratios,
-             'questions': {'_'.join(map(str, key)): counts[key] for key in sorted(counts)}}
-    card = CARD.format(
-        names=', '.join(names), rows=sum(by_part.values()), tokens=tokens, seed=seed, task=task,
-        total=config['total_tokens'],
-        table='\n'.join(f'| {part} | {n:,} |' for part, n in by_part.items()))
-    for name, text in (('metadata.json', json.dumps(about, indent=1)), ('README.md', card)):
-        with open(os.path.join(unfinished, name), 'w') as f:
-            f.write(text)
     os.makedirs(folder, exist_ok=True)
-    for name in FILES:
-        os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
-    os.rmdir(unfinished)
-    print(f"wrote {sum(by_part.values()):,} questions, {tokens:,} tokens, to {folder}")
+    unfinished = tempfile.mkdtemp(prefix='.unfinished-', dir=folder)
+    try:
+        counts, tokens = write_rows(unfinished, names, total, weights, ratios, seed)
+        by_part = Counter()
+        for (part, _, _), n in counts.items():
+            by_part[part] += n
+        about = {'tasks': names, 'seed': seed, 'tokens': tokens, 'levels': weights,
+                 'ratios': ratios,
+                 'questions': {'_'.join(map(str, key)): counts[key] for key in sorted(counts)}}
+        parts = [part for part in PARTS if by_part[part]]
+        card = CARD.format(
+            names=', '.join(names), rows=by_part.total(), tokens=tokens, seed=seed, task=task,
+            total=config['total_tokens'], levels=config['levels'], ratios=config['ratios'],
+            files='\n'.join(f'  - {{split: {part}, path: {part}.jsonl}}' for part in parts),
+            table='\n'.join(f'| {part} | {by_part[part]:,} |' for part in parts))
+        for name, text in (('metadata.json', json.dumps(about, indent=1)), ('README.md', card)):
+            with open(os.path.join(unfinished, name), 'w') as f:
+                f.write(text)
+        for name in FILES:
+            if os.path.isdir(os.path.join(folder, name)):
+                raise ValueError(f"{os.path.join(folder, name)} is a folder")
+        for name in FILES:
+            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+    finally:
+        shutil.rmtree(unfinished)
+    print(f"wrote {by_part.total():,} questions, {tokens:,} tokens, to {folder}")
     if config['push']:
         upload(folder, config['push'])
 
 
+def write_rows(folder, names, total, weights, ratios, seed):
+    """The JSON lines of a data set -> how many questions of each (part, task, level), and tokens"""
+    counts, tokens = Counter(), 0
+    with ExitStack() as stack:
+        files = {part: stack.enter_context(open(os.path.join(folder, part + '.jsonl'), 'w'))
+                 for part in PARTS}
+        bar = stack.enter_context(tqdm(total=total, unit='token', unit_scale=True, disable=None))
+        for row, n in rows_of(names, total, weights, ratios, seed):
+            files[row['split']].write(json.dumps(row) + '\n')
+            counts[row['split'], row['task'], row['difficulty']] += 1
+            tokens += n
+            bar.update(n)
+    return counts, tokens
+
+
 def upload(folder, name):
-    """Upload a folder to the Hugging Face Hub, as the data set user/name"""
+    """Upload a data set in words to the Hugging Face Hub, as user/name"""
     try:
         from huggingface_hub import HfApi
     except ImportError:
         raise ValueError("push needs huggingface_hub: pip install huggingface_hub") from None
     try:
         HfApi().create_repo(name, repo_type='dataset', exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=folder, repo_type='dataset')
+        HfApi().upload_folder(repo_id=name, folder_path=folder, repo_type='dataset',
+                              allow_patterns=FILES)
     except Exception as e:  # of many kinds: no login, no network, no such user
         why = str(e).strip().splitlines() or [type(e).__name__]
         raise ValueError(f"the data set is in {folder}, but could not be uploaded: {why[0]} "

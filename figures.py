@@ -37,8 +37,8 @@ from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
 from transcribe import find_tones
 
 # Colours that the colour-blind can tell apart too (Okabe and Ito)
-COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
-MARKERS = 'os^Dv'
+COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000'
+MARKERS = 'os^Dv<>'
 STYLES = '-', ':'  # of the first run and of others
 
 # config/ablate/ in words
@@ -275,8 +275,9 @@ def curves(folders, path):
 
 def compare(ax, runs, at, tests):
     """Draw exact match on `tests`, one for each x of `at`, for each task; further runs dotted"""
+    asked = [task for task in TASKS if any(task in scores for scores, _ in sum(runs.values(), []))]
     for seeds, style in zip(runs.values(), STYLES, strict=False):
-        for task, color, marker in zip(TASKS, COLORS, MARKERS, strict=False):
+        for task, color, marker in zip(asked, COLORS, MARKERS, strict=False):
             exact = [np.mean(exact_match(seeds, task, test) or [np.nan]) for test in tests]
             if not np.isnan(exact).all():
                 line, = ax.plot(at, exact, style, color=color, marker=marker)
@@ -358,24 +359,31 @@ def scaling(names, path):
     which is named by its folder or itself"""
     found = []
     for name in names:
+        name = 'out/release' if name == 'release' else name
         file = os.path.join(name, 'summary.json') if os.path.isdir(name) else name
         try:
             with open(file) as f:
                 summary = json.load(f)
-            found.append((summary['model'], summary['by_task']))
-        except (OSError, ValueError, KeyError):
+            lines = {task: {int(level): 100 * one['accuracy']
+                            for level, one in part['by_difficulty'].items() if one['total']}
+                     for task, part in summary['by_task'].items()}
+            asked = summary.get('questions', 'in tones')
+            found.append((f"{summary['model']}, {asked}".replace('$', r'\$'), lines))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise ValueError(f"{name} has no summary.json; score.py and ask.py write it") from None
-    tasks = list(dict.fromkeys(task for _, by_task in found for task in by_task))
+    tasks = list(dict.fromkeys(task for _, lines in found for task in lines))
+    if not tasks:
+        raise ValueError("nothing was answered in any of these")
     fig = Figure(figsize=(2.8 * len(tasks), 3.2), layout='constrained')
     axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    drawn = []
     for ax, task in zip(axes, tasks, strict=True):
-        plain(ax, title=task, xlabel='difficulty', ylim=(-3, 103))
-        for model, by_task in found:
-            levels = by_task.get(task, {}).get('by_difficulty', {})
-            asked = {level: one for level, one in levels.items() if one['total']}
-            ax.plot(list(asked), [100 * one['accuracy'] for one in asked.values()], label=model)
+        plain(ax, title=task, xlabel='difficulty', xlim=(0.8, 3.2), ylim=(-3, 103))
+        ax.set_xticks((1, 2, 3))
+        drawn = [ax.plot(*zip(*sorted(lines.get(task, {0: np.nan}).items()), strict=True))[0]
+                 for _, lines in found]
     axes[0].set_ylabel('right (%)')
-    axes[0].legend(frameon=False)
+    fig.legend(drawn, [name for name, _ in found], loc='outside lower center', frameon=False)
     save(fig, path)
 
 

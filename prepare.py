@@ -412,11 +412,11 @@ if __name__ == '__main__':
     from dataset import write_sounds, write_text
     task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
     format = 'wav'        # or text: the puzzles in words, for models that read
-    split = 'iid'         # train, val, iid, ood_length, ... : see splits in the task's file
-    num_samples = 16      # examples to write
+    split = 'iid'         # of wav: train, val, iid, ood_length, ..., see the task's file
+    num_samples = 16      # of wav: examples to write
     out_dir = 'data'      # files go to out_dir/task/split, text to out_dir/task
     seed = 1337           # 1337 gives the examples that score.py asks
-    # text
+    # of text
     total_tokens = '10M'  # to write, at least; words, numbers and signs are counted
     levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
     ratios = '0.9,0.05,0.05'   # of train, validation and test

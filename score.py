@@ -382,6 +382,7 @@ if __name__ == '__main__':
         rows = graded(scores) if (split, sound) == ('all', 'clean') else []
         if rows:  # one table with what ask.py asks others
             found = summarize(init_from if init_from == 'release' else out_dir, folder, rows)
+            found['questions'] = 'tones'
             write_json(os.path.join(folder, 'summary.json'), found)
             show(found)
     except OSError as e:

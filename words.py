@@ -35,8 +35,8 @@ COLOURS = ('red blue green yellow orange purple pink brown black white gray cyan
 LEVELS = {
     'dyna': {1: dict(state=(5, 8), ops=(5, 10)), 2: dict(state=(8, 12), ops=(10, 25)),
              3: dict(state=(12, 20), ops=(25, 50))},
-    'inducto': {1: dict(level=1, shots=(5, 10)), 2: dict(level=2, shots=(3, 8)),
-                3: dict(level=3, shots=(1, 5))},
+    'inducto': {1: dict(rules=1, shots=(5, 10)), 2: dict(rules=2, shots=(3, 8)),
+                3: dict(rules=3, shots=(2, 5))},
     'filtro': {1: dict(hops=(1, 2), nodes=(5, 7)), 2: dict(hops=(3, 5), nodes=(7, 11)),
                3: dict(hops=(6, 8), nodes=(11, 15))},
     'logic': {1: dict(depth=(2, 3), xor=0.1), 2: dict(depth=(4, 5), xor=0.3),
@@ -111,7 +111,10 @@ RULES = {
         'SHIFT_THEN_REVERSE': then(shift, reverse), 'ROTATE_THEN_DROP': then(turn_left, drop_first),
         'SWAP_THEN_REVERSE': then(swap_pairs, reverse), 'SORT_THEN_SHIFT': then(sorted, shift)},
 }
-ALL_RULES = {'AS_IT_IS': as_it_is, **RULES[1], **RULES[2], **RULES[3]}
+BASE_RULES = {'AS_IT_IS': as_it_is, **RULES[1], **RULES[2]}
+# What a reader may think of: each rule, and any two of the first levels, one after the other
+THOUGHT_OF = [*RULES[3].values(),
+              *[then(a, b) for a in BASE_RULES.values() for b in BASE_RULES.values()]]
 
 
 def inducto_in_words(shots, asked):
@@ -119,17 +122,27 @@ def inducto_in_words(shots, asked):
     return ' | '.join([*shown, f"Query: [{' '.join(asked)}] -> ???"])
 
 
-def inducto(draw, level, shots):
-    name = draw.choice(list(RULES[level]))
-    rule = RULES[level][name]
+def made_by(rule, letters):
+    """What a rule makes of letters; None if it can do nothing with them"""
+    try:
+        return rule(letters)
+    except IndexError:
+        return None
+
+
+def inducto(draw, rules, shots):
+    name = draw.choice(list(RULES[rules]))
+    rule = RULES[rules][name]
     while True:
         rows = [draw.sample(ALPHABET, draw.randint(4, 7)) for _ in range(draw.randint(*shots) + 1)]
-        *examples, asked = [(row, rule(row)) for row in rows]
-        fits = [r for r in ALL_RULES.values() if all(r(a) == b for a, b in examples)]
-        if all(r(asked[0]) == asked[1] for r in fits):  # the examples leave no doubt
+        *examples, (asked, answer) = [(row, rule(row)) for row in rows]
+        fits = THOUGHT_OF
+        for went_in, came_out in examples:
+            fits = [other for other in fits if made_by(other, went_in) == came_out]
+        if all(made_by(other, asked) == answer for other in fits):  # the examples leave no doubt
             break
-    text = inducto_in_words(examples, asked[0])
-    return text, f"[{' '.join(asked[1])}]", {'rule': name, 'num_examples': len(examples)}
+    text = inducto_in_words(examples, asked)
+    return text, f"[{' '.join(answer)}]", {'rule': name, 'num_examples': len(examples)}
 
 
 # --- filtro ---
@@ -245,26 +258,30 @@ def in_words(task, text):
 # --- what came of it ---
 
 def share(rows):
+    """What was not answered is not counted as wrong"""
+    rows = [row for row in rows if not row.get('error')]
     right = sum(row['is_correct'] for row in rows)
     return {'total': len(rows), 'correct': right, 'accuracy': right / max(1, len(rows))}
 
 
 def summarize(model, run_id, rows):
-    """Rows that hold task, difficulty, is_correct, and perhaps latency_ms, prompt_tokens,
+    """Rows that hold task, difficulty, is_correct, and perhaps error, latency_ms, prompt_tokens,
     completion_tokens -> the contents of summary.json"""
     difficulties = sorted({row['difficulty'] for row in rows})
 
-    def of_level(rows):
+    def by_difficulty(rows):
         return {str(d): share([r for r in rows if r['difficulty'] == d]) for d in difficulties}
 
     by_task = {}
     for task in dict.fromkeys(row['task'] for row in rows):
         of_task = [row for row in rows if row['task'] == task]
-        by_task[task] = {**share(of_task), 'by_difficulty': of_level(of_task)}
+        by_task[task] = {**share(of_task), 'by_difficulty': by_difficulty(of_task)}
     overall = share(rows)
     overall['total_samples'] = overall.pop('total')
+    errors = Counter(row['error'] for row in rows if row.get('error'))
     found = {'run_id': run_id, 'model': model, 'overall': overall, 'by_task': by_task,
-             'by_difficulty': of_level(rows)}
+             'by_difficulty': by_difficulty(rows), 'unanswered': errors.total(),
+             'errors': dict(errors)}
     times = sorted(row['latency_ms'] for row in rows if row.get('latency_ms') is not None)
     if times:
         cuts = quantiles(times, n=20, method='inclusive') if len(times) > 1 else 20 * times
@@ -272,7 +289,6 @@ def summarize(model, run_id, rows):
                            'p95_latency_ms': cuts[18]}
         found['tokens'] = {key: sum(row.get(key) or 0 for row in rows)
                            for key in ('prompt_tokens', 'completion_tokens')}
-        found['errors'] = dict(Counter(row['error'] for row in rows if row.get('error')))
     return found
 
 
@@ -299,8 +315,8 @@ def show(found):
               f"{t['p95_latency_ms']:.0f}ms")
         print(f"Tokens: {n['prompt_tokens']:,} prompt + {n['completion_tokens']:,} completion = "
               f"{n['prompt_tokens'] + n['completion_tokens']:,} total")
-        for error, times in found['errors'].items():
-            print(f"Errors: {times} x {error}")
+    for error, times in found['errors'].items():
+        print(f"Not answered: {times} x {error}")
     print(line)
 
 

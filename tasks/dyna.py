@@ -41,7 +41,7 @@ def carry_out(state, op):
     """A state and an operation in text -> the state; ValueError if it is none of this state"""
     i, *rest = map(int, op[1:])
     j = rest[0] if rest else i
-    if max(i, j) >= len(state):
+    if j >= len(state) or i > j:
         raise ValueError
     if op[0] == '^':
         return state[i:] + state[:i]

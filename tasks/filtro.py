@@ -41,6 +41,8 @@ def working(text):
         raise ValueError
     edges, node, hops = parts.groups()
     leads = {edges[i]: edges[i + 2] for i in range(0, len(edges), 3)}
+    if 3 * len(leads) < len(edges):  # a node leads to two
+        raise ValueError
     lines = [text]
     for left in reversed(range(int(hops))):
         if node not in leads:

@@ -106,12 +106,13 @@ def shots_of(text):
 
 
 def solve(text):
-    """The answer of the first rule that fits all examples; ValueError if none does"""
+    """The answer of all rules that fit the examples; ValueError if none does, or if they differ"""
     shots, asked = shots_of(text)
-    for rule in range(len(RULES)):
-        if all(apply(rule, a) == b for a, b in shots):
-            return apply(rule, asked)
-    raise ValueError
+    fits = [r for r in range(len(RULES)) if all(apply(r, a) == b for a, b in shots)]
+    answers = {apply(rule, asked) for rule in fits}
+    if len(answers) != 1 or not 1 <= len(min(answers)) <= ROOM:
+        raise ValueError
+    return answers.pop()
 
 
 def slots(text):
@@ -234,6 +235,8 @@ def draw(n, generator, device, levels=(1, 2), shots=(1, 3), length=(3, 4), kind=
     made, fits = fitting(q, W)
     rightly = made[rule, torch.arange(n, device=device)]
     as_asked = ((made == rightly).all(2) | ~fits).all(0)
+    easier = constant(tuple(r[0] < levels[0] for r in RULES), device)
+    as_asked &= ~(fits & easier[:, None]).any(0)
     if kind == 'no_copy':
         asked = torch.where(is_asked, x, 0).sum(1)
         shown = torch.where((at == n_shots - 1)[:, :, None], each[:, :, W + 1:2 * W + 1], 0).sum(1)

@@ -169,6 +169,27 @@ def test_an_example_is_known_for_its_task_and_others_are_refused(task):
             solve(task, wrong)
 
 
+@pytest.mark.parametrize('task, text', [
+    ('inducto', 'AB>BA?ACD>'),            # many rules fit, and differ
+    ('inducto', 'ABCDEF>FEDCBA?BCDEFG>'),  # six letters have no room
+    ('inducto', 'AB>B?A>'),               # an answer of nothing
+    ('filtro', 'A>BA>C?A1'),              # two ways lead from A
+    ('dyna', 'ABCn20?2'),                 # turned around from behind
+    ('dyna', 'ABC^7?2'),
+    ('logic', 'A1A0?A'),
+])
+def test_what_could_mean_two_things_is_no_question(task, text):
+    with pytest.raises(ValueError):
+        solve(task, text)
+
+
+def test_no_rule_that_is_trained_fits_questions_of_level_3():
+    for text in texts_of(draw('inducto', 'ood_level_3', 300, gen(9))[0]):
+        shots = [shot.split('>') for shot in text[:-1].split('?')[:-1]]
+        fits = [all(outcomes(a)[i] == b for a, b in shots) for i in range(16)]
+        assert any(fits) and not any(fits[:12])
+
+
 def test_the_new_symbols_are_heard():
     text = '?>&|^~no='
     assert transcribe(play_text(text)[None])[0] == text

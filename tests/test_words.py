@@ -72,7 +72,7 @@ def test_questions_in_words_are_answered_rightly_at_three_levels(task):
 def ruled(text, more):
     """The rule is the one that it says, in all examples"""
     shown = re.findall(r'\[([A-Z ]+)\] -> \[([A-Z ]+)\]', text)
-    rule = words.ALL_RULES[more['rule']]
+    rule = {**words.BASE_RULES, **words.RULES[3]}[more['rule']]
     assert len(shown) == more['num_examples']
     for went_in, came_out in shown:
         assert rule(went_in.split()) == came_out.split()
@@ -143,9 +143,12 @@ def test_hugging_face_reads_it(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize('flags, says', [
     (['--task=mirror'], "task are some of dyna, inducto, filtro, logic"),
+    (['--task='], "task is all or some of"),
     (['--task=dyna', '--total_tokens=many'], "total_tokens is a number such as 500K"),
     (['--task=dyna', '--levels=1,2'], "levels are three numbers"),
     (['--task=dyna', '--ratios=0,0,0'], "ratios are three numbers"),
+    (['--task=dyna', '--ratios=nan,1,1'], "ratios are three numbers"),
+    (['--task=dyna', '--total_tokens=0.4'], "total_tokens is a number such as 500K"),
     (['--task=dyna', '--total_tokens=1K', '--push=no/one'], "could not be uploaded"),
 ])
 def test_what_no_data_set_can_be_made_of(flags, says, tmp_path, capsys, monkeypatch):
@@ -157,6 +160,21 @@ def test_what_no_data_set_can_be_made_of(flags, says, tmp_path, capsys, monkeypa
         assert says in capsys.readouterr().err
         return
     assert says in refusal(capsys, 'prepare.py', '--format=text', *flags)
+
+
+def test_a_data_set_that_cannot_be_finished_leaves_nothing_new(tmp_path, capsys):
+    flags = ['--format=text', '--task=dyna', '--total_tokens=10K', f'--out_dir={tmp_path}']
+    (tmp_path / 'dyna' / 'test.jsonl').mkdir(parents=True)
+    assert run_here('prepare.py', *flags)[0] == 2
+    assert 'test.jsonl is a folder' in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / 'dyna').iterdir()] == ['test.jsonl']
+
+
+def test_the_card_names_the_parts_that_there_are(tmp_path, capsys):
+    made(capsys, tmp_path, '--task=dyna', '--total_tokens=5K', '--ratios=1,0,0')
+    card = (tmp_path / 'dyna' / 'README.md').read_text()
+    assert 'path: train.jsonl' in card and 'path: test.jsonl' not in card
+    assert '--ratios=1,0,0' in card
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
@@ -181,6 +199,8 @@ class Server(BaseHTTPRequestHandler):
             wrong = self.trouble.pop(0) if self.trouble else ''
         if wrong.isdigit():
             return self.answer(int(wrong), b'{"error": "no"}')
+        if wrong.startswith('json '):
+            return self.answer(200, wrong[5:].encode())
         if wrong in ('late', 'slow'):
             time.sleep(1.5 if wrong == 'late' else 0.2)
         if wrong == 'half':
@@ -299,7 +319,7 @@ def test_what_is_never_answered_is_told_and_asked_again_next_time(ask, tmp_path)
     Server.trouble = ['500'] * 6
     flags = ['--tasks=logic', '--difficulties=1', '--max_concurrent=1', '--retries=2']
     code, text = ask(*flags)
-    assert code == 1 and '2 questions are left' in text and 'Errors: 2 x 500' in text
+    assert code == 1 and '2 questions are left' in text and 'Not answered: 2 x 500' in text
     asked = len(Server.asked)
     code, text = ask(*flags)
     assert code == 0 and '3 of them have been answered before' in text
@@ -321,11 +341,70 @@ def test_a_run_that_was_killed_goes_on(ask, tmp_path):
     assert len(rows_of(tmp_path / 'results.jsonl')) == 5
 
 
-def test_a_server_that_refuses_ends_it_with_a_sentence(ask, tmp_path):
-    Server.trouble = ['401'] * 100
+@pytest.mark.parametrize('status', ['401', '402', '308'])
+def test_a_server_that_refuses_ends_it_with_a_sentence(status, ask, tmp_path):
+    Server.trouble = [status] * 100
     code, text = ask('--tasks=logic', '--samples=30')
-    assert code == 1 and 'refuses: 401' in text and 'Traceback' not in text
+    assert code == 1 and f'refuses: {status}' in text and 'Traceback' not in text
+    assert '"error": "no"' in text  # what the server says
     assert len(Server.asked) < 90
+
+
+@pytest.mark.parametrize('odd', [
+    {'choices': [{'message': {'content': [{'type': 'text', 'text': 'ANSWER: 1'}]}}]},
+    {'choices': [{'message': {'content': {'text': 1}}}]},
+    {'choices': [{'message': {'content': 'ANSWER: 1'}}], 'usage': {'prompt_tokens': 'many'}},
+    {'choices': [{'message': {'content': 5}}], 'usage': []},
+    [[]],
+])
+def test_odd_answers_end_no_run(odd, ask, tmp_path):
+    Server.trouble = ['json ' + json.dumps(odd)] * 2
+    code, text = ask('--tasks=logic', '--difficulties=1', '--max_concurrent=1', '--retries=3')
+    assert code == 0 and 'Total: ' in text and 'Traceback' not in text
+
+
+def test_what_was_not_answered_does_not_count_as_wrong(ask, tmp_path):
+    Server.trouble = ['500', '', '500']
+    code, text = ask('--tasks=logic', '--difficulties=1', '--max_concurrent=1', '--retries=0')
+    assert code == 1 and 'Total: 3/3 correct (100.0%)' in text
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['unanswered'] == 2 and sum(summary['errors'].values()) == 2
+
+
+def test_one_run_at_a_time_uses_a_folder(ask, tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    with open(tmp_path / 'lock', 'w') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, text = ask('--tasks=logic')
+    assert code == 2 and 'another run uses' in text and not Server.asked
+
+
+@pytest.mark.parametrize('key', ['sk-\u00e9', 'sk-a\nb'])
+def test_a_key_that_is_none_is_not_told(key, ask, tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', key)
+    code, text = ask('--tasks=logic')
+    assert code == 2 and 'holds is no key' in text and key not in text
+
+
+@pytest.mark.parametrize('task, target, right, wrong', [
+    ('dyna', '3', ['3', '**3**', 'position 3', r'$\boxed{3}$', '3 (zero-based)', 'A is at 3', '3.'],
+     ['-3', '13', '3.5', '4', '']),
+    ('dyna', 'B', ['B', 'element B', 'b', 'position 0: B', r'\text{B}'], ['A', 'BC']),
+    ('logic', '1', ['1', 'true', '1 (true)', 'g12 = 1'], ['0', '~0', '!1', 'false']),
+    ('filtro', 'gamma', ['gamma', 'A:gamma', 'a: gamma', 'alpha -> beta -> gamma', 'node gamma'],
+     ['alpha', 'A:alpha', '']),
+    ('inducto', '[A B C]', ['[A B C]', 'A, B, and C', "['A', 'B', 'C']", 'ABC', 'A B C (turned)',
+                            'Query: [X Y] -> [A B C]'], ['A B', 'C B A', 'A:B C D']),
+])
+def test_answers_are_graded_in_any_sensible_form(task, target, right, wrong, monkeypatch):
+    pytest.importorskip('httpx')
+    monkeypatch.setattr(sys, 'argv', ['ask.py'])
+    import ask
+    for text in right:
+        for said in (f'So.\nANSWER: {text}', f'ANSWER: no\n**Answer:** {text}', f'ANSWER:\n{text}'):
+            assert ask.same(ask.found_in(said), target, task), said
+    for text in wrong:
+        assert not ask.same(ask.found_in(f'ANSWER: {text}'), target, task), text
 
 
 def test_other_questions_are_not_mixed_in(ask):
@@ -380,7 +459,14 @@ def test_summaries_are_drawn_beside_each_other(ask, tmp_path, capsys):
     (['--model=x', '--tasks=mod'], 'tasks are some of'),
     (['--model=x', '--difficulties=4'], 'difficulties are some of'),
     (['--model=x', '--audio=true'], 'audio=true needs questions=tones'),
+    (['--model=x', '--tasks='], 'name a task'),
+    (['--model=x', '--base_url=localhost:80'], 'base_url begins with http'),
+    (['--model=x', '--base_url=http://127.0.0.1:9/v1'],
+     'cannot connect to http://127.0.0.1:9/v1'),
 ])
-def test_what_cannot_be_asked(flags, says, capsys):
+def test_what_cannot_be_asked(flags, says, capsys, tmp_path):
     pytest.importorskip('httpx')
-    assert says in refusal(capsys, 'ask.py', *flags)
+    if 'cannot connect' in says:
+        flags = [*flags, f'--out_dir={tmp_path}']
+    assert run_here('ask.py', *flags)[0] in (1, 2)
+    assert says in capsys.readouterr().err
