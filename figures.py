@@ -99,7 +99,7 @@ def spectrogram(rows, path):
             ax.specgram(padded, NFFT=512, Fs=SAMPLE_RATE, noverlap=432, xextent=ends,
                         vmin=-100, vmax=-25, cmap='magma')
         # Every symbol has its own height, in all pictures.
-        ax.set(xlim=(0, longest), ylim=(200, 3600), facecolor='black')
+        ax.set(xlim=(0, longest), ylim=(200, 4100), facecolor='black')
         tones = find_tones(wave[None])
         if title:
             ax.set_title(f"{title}: {decode(tones.symbol)}"[:80], loc='left')

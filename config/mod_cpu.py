@@ -1,4 +1,4 @@
-# Remainders by B up to 9 of A up to 3 digits, worked out aloud by a small model, in twenty minutes
+# Remainders by B up to 9 of A up to 3 digits, worked out aloud by a small model, in ten minutes
 # on two CPU cores.
 base('mod')
 d_model = 64
@@ -11,8 +11,8 @@ pauses = '2'
 batch_size = 32
 learning_rate = 4e-3
 min_lr = 1e-4
-max_iters = 5000
-lr_decay_iters = 5000
+max_iters = 3000
+lr_decay_iters = 3000
 eval_interval = 1000
 eval_samples = 50
 log_interval = 50
