@@ -272,6 +272,12 @@ def moved(rhythm, source):
     return Rhythm(start, length, detune, amplitude, phase, end, rhythm.overtones)
 
 
+def answer_rhythm(task, asked, rhythm):
+    """The rhythm of the answer to rows (B, N): the question's, unless its tones move"""
+    source = TASKS[task].source
+    return moved(rhythm, source(asked)) if source else rhythm
+
+
 def repeats_at(asked, wanted, rhythm, n, interval):
     """Does a tone of the question that is one of the answer, too, sound between interval * i and
     interval * (i + 1), for i < n? -> (B, n) bool"""
@@ -327,18 +333,15 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     noise = noise[part]
     last = last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
-    new = asked != wanted
-    answer_rhythm = rhythm
-    if TASKS[task].source:
-        new = torch.zeros_like(new)
-        answer_rhythm = moved(rhythm, TASKS[task].source(asked))
-    end = rhythm.end.maximum(answer_rhythm.end)
+    new = (asked != wanted) & (TASKS[task].source is None)
+    played = answer_rhythm(task, asked, rhythm)
+    end = rhythm.end.maximum(played.end)
     end = (end * SAMPLE_RATE).round().long()
     lengths = end.gather(1, last[:, None])[:, 0]
     changed = torch.where(new, end, 0).amax(1)
 
     question = play(asked, rhythm, n_samples)
-    repeated = play(torch.where(new, REST, wanted), answer_rhythm, n_samples)
+    repeated = play(torch.where(new, REST, wanted), played, n_samples)
     if sound == 'real':  # half of the examples are in rooms
         half = len(question) // 2
         room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])

@@ -142,9 +142,8 @@ try:
         fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far'}
         if init_from == 'resume':
             fixed |= {'tasks', 'aloud', 'curriculum', 'seed', 'n_symbols', 'n_so_far'}
-        for key in fixed:
-            if was[key] != now[key]:
-                fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
+        for key in (key for key in fixed if was[key] != now[key]):
+            fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
         model = extended(model, c)
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
@@ -258,7 +257,8 @@ def examples(task):
         if c.pointer:  # what is repeated is not to be learned by heart
             n_frames, seconds_each = batch.question.shape[1] // HOP, HOP / prepare.SAMPLE_RATE
             asked = batch.wanted if TASKS[task].source else batch.asked
-            may_generate = ~prepare.repeats_at(asked, *batch[5:], n_frames, seconds_each)
+            played = batch.wanted, prepare.answer_rhythm(task, batch.asked, batch.rhythm)
+            may_generate = ~prepare.repeats_at(asked, *played, n_frames, seconds_each)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden
