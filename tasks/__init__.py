@@ -150,7 +150,7 @@ def task_of(text, names):
 
 def is_question(task, text):
     try:
-        TASKS[task].solve(text)
+        solve(task, text)
     except ValueError:
         return False
     return True
@@ -162,7 +162,9 @@ def solve(task, text):
     encode(text)
     if not text:
         raise ValueError("a question needs at least one symbol")
-    if not is_question(task, text):
+    try:
+        return TASKS[task].solve(text)
+    except ValueError:
+        example = TASKS[task].example
         raise ValueError(f"{text!r} is not a question of {task}, which asks such things as "
-                         f"{TASKS[task].example}")
-    return TASKS[task].solve(text)
+                         f"{example}") from None

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
-from tasks.task import REST, Task, encode
+from tasks.task import REST, Task, encode, lines_later
 
 OPEN, CLOSE, VALID, INVALID = encode('()VX')
 # How unbalanced strings fail, and their shares in training. The first three are as long as the
@@ -225,8 +225,7 @@ def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False, alou
     as_asked = ((depth[:, -1] == 0) & ~below[:, -1]) == ~odd[:, 0]
     if aloud:
         skip = 4 * rand(n, 1).square()  # 0 is likely, or most of the lines would be verdicts
-        for i in range(1, 4):
-            q = torch.where(i <= skip, next_line(q), q)
+        q = lines_later(q, next_line, skip, 3)
     return q, as_asked
 
 

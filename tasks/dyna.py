@@ -21,12 +21,13 @@ from tasks.task import (
     Task,
     close_gaps,
     constant,
+    dice,
     encode,
     first_slot,
     last_slot,
     letters,
+    lines_later,
     only_last,
-    randint,
     symbol_at,
 )
 
@@ -131,14 +132,9 @@ def draw(n, generator, device, state=(5, 8), ops=(1, 4), kind='plain', aloud=Fal
     """States of so many letters and so many operations, (lowest, highest). kind='moved': those in
     which no operation at all would give another answer. aloud=True asks a random line of the
     working."""
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=device)
+    rand, between = dice(n, generator, device, level)
 
-    def between(low, high):
-        low = torch.full((n,), low, device=device)
-        return randint(low, low + level * (high - low), generator)[:, None]
-
-    size, n_ops = between(*state), between(*ops)
+    size, n_ops = between(*state, 1), between(*ops, 1)
     order = letters(n, generator, device)[:, :state[1]]
     at = torch.arange(state[1], device=device)
     known = constant((SWAP, LEFT, RIGHT, TURN), device)
@@ -166,8 +162,7 @@ def draw(n, generator, device, state=(5, 8), ops=(1, 4), kind='plain', aloud=Fal
         as_asked = answer(q).amax(1) != still.amax(1)
     if aloud:
         skip = (rand(n, 1) * (n_ops + 2)).long()
-        for k in range(1, ops[1] + 2):
-            q = torch.where(k <= skip, next_line(q), q)
+        q = lines_later(q, next_line, skip, ops[1] + 1)
     return q, as_asked
 
 

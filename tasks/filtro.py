@@ -19,12 +19,13 @@ from tasks.task import (
     REST,
     Task,
     close_gaps,
+    dice,
     encode,
     first_slot,
     last_slot,
     letters,
+    lines_later,
     only_last,
-    randint,
     symbol_at,
 )
 
@@ -96,12 +97,7 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
     order: how the two are mixed: random, alternating, blocked (one behind the other), or any of
     these. kind='not_last': where the last edge of the graph does not lead to the answer.
     aloud=True asks a random line of the working."""
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=device)
-
-    def between(low, high):
-        low = torch.full((n,), low, device=device)
-        return randint(low, low + level * (high - low), generator)[:, None]
+    rand, between = dice(n, generator, device, level)
 
     def path(nodes, count, most):
         """Nodes (n, 10) -> edges from each to the next, (n, most, 3), of which `count` are there"""
@@ -110,8 +106,8 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
         there = torch.arange(most, device=device) < count
         return torch.where(there[:, :, None], each, REST)
 
-    n_hops = between(*hops)
-    n_edges = between(*edges).maximum(n_hops)
+    n_hops = between(*hops, 1)
+    n_edges = between(*edges, 1).maximum(n_hops)
     names = letters(n, generator, device)
     digits = ZERO + rand(n, 10).argsort(1)
     swap = rand(n, 1) < 1 / 2  # which graph is asked
@@ -119,7 +115,7 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
     start = (rand(n, 1) * (n_edges - n_hops + 1)).long()
     most = max(edges[1], hops[1])
     asked = path(nodes, n_edges, most)
-    other = path(torch.where(swap, names, digits), between(*noise), noise[1])
+    other = path(torch.where(swap, names, digits), between(*noise, 1), noise[1])
 
     # The order: each edge has a key, and those of a graph a rank among themselves.
     keys = rand(n, most + noise[1])
@@ -146,8 +142,7 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
         as_asked = symbol_at(rows, last)[:, 0] != answer(q).amax(1)
     if aloud:
         skip = (rand(n, 1) * (n_hops + 1)).long()
-        for k in range(1, hops[1] + 1):
-            q = torch.where(k <= skip, next_line(q), q)
+        q = lines_later(q, next_line, skip, hops[1])
     return q, as_asked
 
 

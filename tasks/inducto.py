@@ -13,7 +13,7 @@ import re
 import torch
 import torch.nn.functional as F
 
-from tasks.task import REST, Task, close_gaps, constant, encode, last_slot, letters, randint
+from tasks.task import REST, Task, close_gaps, constant, dice, encode, last_slot, letters
 
 ASK, TO, A, J, K = encode('?>AJK')
 ROOM = 5  # slots behind a question
@@ -91,7 +91,7 @@ def apply(rule, text):
     _, letters_first, places = RULES[rule]
     order = 'ABCDEFGHIJ'
     if letters_first == 'sort':
-        text = sorted(text, key='ABCDEFGHIJ'.index)
+        text = sorted(text, key=order.index)
     elif letters_first == 'shift':
         text = [order[(order.index(x) + 1) % 10] for x in text]
     return ''.join(places(list(text)))
@@ -207,12 +207,7 @@ def draw(n, generator, device, levels=(1, 2), shots=(1, 3), length=(3, 4), kind=
     """Examples of a rule of these levels, (lowest, highest), of so many letters each. Only where
     all rules that fit the examples give the same answer. kind='no_copy': and where that is neither
     what is asked nor what the last example showed."""
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=device)
-
-    def between(low, high, *shape):
-        low = torch.full((n, *shape), low, device=device)
-        return randint(low, low + level * (high - low), generator)
+    rand, between = dice(n, generator, device, level)
 
     W, most = length[1], shots[1] + 1
     known = tuple(i for i, r in enumerate(RULES) if levels[0] <= r[0] <= levels[1])
@@ -220,7 +215,7 @@ def draw(n, generator, device, levels=(1, 2), shots=(1, 3), length=(3, 4), kind=
     rule = known[(rand(n) * len(known)).long()]
     x = letters(n * most, generator, device)[:, :W].unflatten(0, (n, most))
     x = torch.where(torch.arange(W, device=device) < between(*length, most)[:, :, None], x, REST)
-    n_shots = between(*shots)[:, None]
+    n_shots = between(*shots, 1)
     made = apply_all(x)[rule, torch.arange(n, device=device)]  # (n, most, W)
     at = torch.arange(most, device=device)
     to = torch.full_like(x[:, :, :1], TO)

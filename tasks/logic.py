@@ -25,12 +25,13 @@ from tasks.task import (
     Task,
     close_gaps,
     constant,
+    dice,
     encode,
     first_slot,
     last_slot,
     letters,
+    lines_later,
     only_last,
-    randint,
     symbol_at,
 )
 
@@ -158,15 +159,9 @@ def draw(n, generator, device, inputs=(2, 4), gates=(1, 4), xor=0.3, deep=0.4, b
 
     kind: circuit; parity, of so many bits; xor_matters, where | in the place of ^ gives another
     answer; mixed, as in training. aloud=True asks a random line of the working."""
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=device)
+    rand, between = dice(n, generator, device, level)
 
-    def between(low, high):
-        low = torch.full((n,), low, device=device)
-        return randint(low, low + level * (high - low), generator)
-
-    n_inputs = between(*inputs)[:, None]
-    n_gates = between(*gates)[:, None]
+    n_inputs, n_gates = between(*inputs, 1), between(*gates, 1)
     most = inputs[1] + gates[1]
     names = letters(n, generator, device)
     wire = torch.arange(most, device=device).expand(n, -1)
@@ -200,7 +195,7 @@ def draw(n, generator, device, inputs=(2, 4), gates=(1, 4), xor=0.3, deep=0.4, b
 
     at = torch.arange(slots, device=device)
     coins = ZERO + (rand(n, slots) < 1 / 2).long()
-    parity = torch.where(at <= between(*bits)[:, None], coins, REST)
+    parity = torch.where(at <= between(*bits, 1), coins, REST)
     parity[:, 0] = XOR
     share = {'mixed': PARITY, 'parity': 1.0}.get(kind, 0.0)
     q = torch.where(rand(n, 1) < share, parity, q)
@@ -212,8 +207,7 @@ def draw(n, generator, device, inputs=(2, 4), gates=(1, 4), xor=0.3, deep=0.4, b
         # A line for each gate or bit, and 0 lines are as likely as any other number.
         to_do = torch.where(is_parity(q), (q != REST).sum(1, keepdim=True) - 1, n_gates) + 2
         skip = (rand(n, 1) * to_do).long()
-        for i in range(1, max(gates[1], bits[1]) + 2):
-            q = torch.where(i <= skip, next_line(q), q)
+        q = lines_later(q, next_line, skip, max(gates[1], bits[1]) + 1)
     return q, as_asked
 
 

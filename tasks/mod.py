@@ -21,7 +21,7 @@ A number alone is its own answer.
 import torch
 import torch.nn.functional as F
 
-from tasks.task import REST, Task, close_gaps, encode, only_last, randint
+from tasks.task import REST, Task, close_gaps, dice, encode, only_last, randint
 
 ZERO, PERCENT, NONE = encode('0%X')
 LABELS = 99   # remainders under it are labels for what a question comes to so far
@@ -230,9 +230,7 @@ def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), ste
     def full(x, *shape):
         return torch.full((n, *shape), x, device=device)
 
-    def between(low, high, *shape):
-        low = full(low, *shape)
-        return randint(low, low + level * (high - low), generator)
+    _, between = dice(n, generator, device, level)
 
     # What kind of question each is, the same for both rows of a pair
     k = steps[-1]

@@ -39,7 +39,28 @@ def randint(low, high, generator):
     return low + (r * (high.floor() - low + 1)).long()
 
 
-# --- rows, for the tasks ---
+# --- drawing, and rows, for the tasks ---
+
+def dice(n, generator, device, level):
+    """-> rand(*shape), numbers from 0 to 1; between(low, high, *shape), integers for n questions,
+    (n, *shape), from low to high as far as the level has risen"""
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, device=device)
+
+    def between(low, high, *shape):
+        low = torch.full((n, *shape), low, device=device)
+        return randint(low, low + level * (high - low), generator)
+
+    return rand, between
+
+
+def lines_later(q, next_line, skip, most):
+    """Rows (B, N) -> the lines of working that come so many lines later, skip (B, 1), at most
+    `most`"""
+    for i in range(1, most + 1):
+        q = torch.where(i <= skip, next_line(q), q)
+    return q
+
 
 @functools.cache
 def constant(values, device):
