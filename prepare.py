@@ -278,9 +278,11 @@ def answer_rhythm(task, asked, rhythm):
     return moved(rhythm, source(asked)) if source else rhythm
 
 
-def repeats_at(asked, wanted, rhythm, n, interval):
-    """Does a tone of the question that is one of the answer, too, sound between interval * i and
-    interval * (i + 1), for i < n? -> (B, n) bool"""
+def repeats_at(task, asked, wanted, rhythm, n, interval):
+    """Does a tone of the answer that is one of the question, too, in the same slot or moved from
+    another, sound between interval * i and interval * (i + 1), for i < n? -> (B, n) bool"""
+    if TASKS[task].source:
+        asked, rhythm = wanted, answer_rhythm(task, asked, rhythm)
     slot = slot_at(rhythm.start, n, interval, interval).clamp(min=0)
     ends = (rhythm.start + rhythm.length).gather(1, slot)
     sounds = torch.arange(n, device=slot.device) * interval < ends
@@ -350,7 +352,7 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         repeated = torch.cat([inside[half:], repeated[half:]])
         # What echoes into a gap, or into the slot of something new, is not repeated.
         block = SAMPLE_RATE // 100
-        kept = repeats_at(asked, wanted, rhythm, n_samples // block, 0.01)
+        kept = repeats_at(task, asked, wanted, rhythm, n_samples // block, 0.01)
         repeated = repeated.unflatten(1, (-1, block)) * kept[:, :, None]
         repeated = repeated.flatten(1)
 

@@ -256,9 +256,9 @@ def examples(task):
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
             n_frames, seconds_each = batch.question.shape[1] // HOP, HOP / prepare.SAMPLE_RATE
-            asked = batch.wanted if TASKS[task].source else batch.asked
-            played = batch.wanted, prepare.answer_rhythm(task, batch.asked, batch.rhythm)
-            may_generate = ~prepare.repeats_at(asked, *played, n_frames, seconds_each)
+            symbols = batch.asked, batch.wanted
+            repeated = prepare.repeats_at(task, *symbols, batch.rhythm, n_frames, seconds_each)
+            may_generate = ~repeated
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden

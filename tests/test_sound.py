@@ -135,10 +135,11 @@ def test_real_sound_is_heard_in_its_window(task):
     assert b.rhythm.detune.abs().max() > 40
 
 
-def test_nothing_of_a_room_is_repeated_in_gaps():
-    b = make_batch('mirror', 'train', 100, gen(3), sound='real')
+@pytest.mark.parametrize('task', ['mirror', 'reverse', 'twice'])
+def test_nothing_of_a_room_is_repeated_in_gaps(task):
+    b = make_batch(task, 'train', 100, gen(3), sound='real')
     at = torch.arange(b.answer.shape[1] // 160) * 160
-    sounds = prepare.repeats_at(b.asked, b.wanted, b.rhythm, len(at), 0.01)
+    sounds = prepare.repeats_at(task, b.asked, b.wanted, b.rhythm, len(at), 0.01)
     level = b.answer.unflatten(1, (-1, 160)).abs().amax(2)
     assert (level[~sounds] == 0).all()
     assert (level[sounds] > 0.01).float().mean() > 0.9
