@@ -3,4 +3,6 @@ base('logic')
 tasks = 'logic,dyna,filtro,inducto'
 aloud = 'logic,dyna,filtro'
 pauses = '6,6,3,0'
-mix = '1,1,1,1'
+mix = '2,3,2,2'
+max_iters = 12000
+lr_decay_iters = 12000

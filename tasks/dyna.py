@@ -121,6 +121,20 @@ def next_line(q):
     return torch.where((q == ASK).any(1, keepdim=True), line, q)
 
 
+def so_far(q):
+    """The place of each letter of the state, and of the one that is asked when nothing is left to
+    do; -1 elsewhere. There may be pauses anywhere."""
+    sounds = q != REST
+    place = sounds.cumsum(1) - 1
+    q = close_gaps(q, q.shape[1])
+    size, last = size_of(q), last_slot(q)
+    asked = symbol_at(q, last)
+    where = first_slot(q == asked)
+    answered = (place == last) & (last == size + 1) & (where < size)
+    label = torch.where(answered, where, torch.where(place < size, place, -1))
+    return torch.where(sounds, label, -1)
+
+
 def answer(q):
     line = q
     for _ in range(q.shape[1] // 2):  # no operation takes fewer slots
@@ -176,6 +190,9 @@ task = Task(
     working=working,
     next_line=next_line,
     hides=True,
+    so_far=so_far,
+    n_so_far=10,
+    so_far_aloud=True,
     shortcuts={'the state unchanged': untouched, 'the last operation': last_operation},
     splits={
         'train': {},

@@ -9,6 +9,9 @@ Aloud, a line of working takes a step:
     F > E 5 > 7 E > H 8 > 5 ? F 2
     F > E 5 > 7 E > H 8 > 5 ? E 1
     . . . . . . . . . . . . . . H
+
+A path that ends too soon has no answer, and X says so. Some training questions ask for such a
+path: so all numbers of steps are heard, though no path of more than three is ever walked.
 """
 import re
 
@@ -26,10 +29,12 @@ from tasks.task import (
     letters,
     lines_later,
     only_last,
+    randint,
     symbol_at,
 )
 
-ZERO, TO, ASK, A, J = encode('0>?AJ')
+ZERO, NINE, TO, ASK, A, J, NONE = encode('09>?AJX')
+ENDS = 0.25  # share of the training questions whose path ends too soon
 QUESTION = re.compile(r'((?:[A-J]>[A-J]|\d>\d)+)\?([A-J\d])([1-9])')
 
 
@@ -47,7 +52,7 @@ def working(text):
     lines = [text]
     for left in reversed(range(int(hops))):
         if node not in leads:
-            raise ValueError
+            return [*lines, 'X']
         node = leads[node]
         lines.append(f'{edges}?{node}{left}' if left else node)
     return lines
@@ -80,6 +85,7 @@ def next_line(q):
     line = torch.where(at == last - 1, target, q)
     line = torch.where(at == last, ZERO + hops - 1, line)
     line = torch.where(hops > 1, line, only_last(q, target))
+    line = torch.where(target == REST, only_last(q, NONE), line)
     return torch.where((q == ASK).any(1, keepdim=True), line, q)
 
 
@@ -113,6 +119,10 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
     swap = rand(n, 1) < 1 / 2  # which graph is asked
     nodes = torch.where(swap, digits, names)
     start = (rand(n, 1) * (n_edges - n_hops + 1)).long()
+    ends = rand(n, 1) < {'mixed': ENDS, 'ends': 1.0}.get(kind, 0.0)
+    start = torch.where(ends, n_edges - n_hops, start)
+    too_many = randint(n_hops + 1, torch.full_like(n_hops, NINE - ZERO), generator)
+    count = torch.where(ends, too_many, n_hops)
     most = max(edges[1], hops[1])
     asked = path(nodes, n_edges, most)
     other = path(torch.where(swap, names, digits), between(*noise, 1), noise[1])
@@ -130,7 +140,7 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
     all_edges = torch.cat([asked, other], 1)
     turn = keys.argsort(1)[:, :, None].expand_as(all_edges)
     rows = all_edges.gather(1, turn).flatten(1)
-    query = [torch.full_like(start, ASK), nodes.gather(1, start), ZERO + n_hops]
+    query = [torch.full_like(start, ASK), nodes.gather(1, start), ZERO + count]
     q = torch.cat([rows, *query], 1)
     q = close_gaps(q, q.shape[1])
 
@@ -141,8 +151,8 @@ def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='a
         last = last_slot(torch.where(of_asked, rows, REST))
         as_asked = symbol_at(rows, last)[:, 0] != answer(q).amax(1)
     if aloud:
-        skip = (rand(n, 1) * (n_hops + 1)).long()
-        q = lines_later(q, next_line, skip, hops[1])
+        skip = (rand(n, 1) * (n_hops + ends + 1)).long()
+        q = lines_later(q, next_line, skip, hops[1] + 1)
     return q, as_asked
 
 
@@ -158,11 +168,12 @@ task = Task(
     hides=True,
     shortcuts={'one step': one_step, 'the last edge': last_edge},
     splits={
-        'train': {},
+        'train': dict(kind='mixed'),
         'val': {},
         'val_ood': dict(hops=(4, 4), edges=(5, 5)),
         'iid': {},
         'not_last': dict(kind='not_last', hops=(2, 3)),
+        'ends': dict(kind='ends'),
         'random': dict(order='random'),
         'alternating': dict(order='alternating'),
         'blocked': dict(order='blocked'),
@@ -174,6 +185,7 @@ task = Task(
     said={
         'iid': '1 to 3 steps',
         'not_last': 'not the last edge',
+        'ends': 'the path ends',
         'random': 'in random order',
         'alternating': 'alternating',
         'blocked': 'one behind the other',

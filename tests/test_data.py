@@ -20,6 +20,7 @@ from tasks import (
     bucket_of,
     decode,
     draw,
+    encode,
     insert_pauses,
     so_far,
     solve,
@@ -184,6 +185,18 @@ def test_what_a_question_comes_to_so_far(task, pauses):
                 if min(depth) < 0:
                     wanted = 99
             assert label == wanted
+
+
+@pytest.mark.parametrize('text, labels', [
+    ('DJAGE&13?A', [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]),
+    ('DGAJE   ?J', [0, 1, 2, 3, 4, -1, -1, -1, -1, 3]),
+    ('D GA JE  ?  2', [0, -1, 1, 2, -1, 3, 4, -1, -1, -1, -1, -1, -1]),
+    ('    4', [-1, -1, -1, -1, -1]),
+])
+def test_the_places_of_letters_are_told(text, labels):
+    row = [REST if c == ' ' else encode(c)[0] for c in text]
+    found = so_far('dyna', torch.tensor([row]))[0].tolist()
+    assert found == [-1 if label < 0 else 102 + label for label in labels]
 
 
 @pytest.mark.parametrize('task, text, answer', [

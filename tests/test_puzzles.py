@@ -58,7 +58,10 @@ def path(text):
     body, query = text.split('?')
     node = query[0]
     for _ in range(int(query[1])):
-        node = re.search(node + '>(.)', body)[1]
+        edge = re.search(node + '>(.)', body)
+        if not edge:
+            return 'X'
+        node = edge[1]
     return node
 
 
@@ -125,6 +128,15 @@ def test_a_line_of_working_keeps_its_slots(task):
         assert (line[asked < 0] < 0).all()  # no symbol sounds where none was
         to_go.add(len(lines) - 1)
     assert {1, 2, 3} <= to_go
+
+
+def test_no_path_of_more_than_three_edges_is_walked_in_training():
+    counts = set()
+    for text in texts_of(draw('filtro', 'train', 1000, gen(11))[0]):
+        counts.add(int(text[-1]))
+        assert len(TASKS['filtro'].working(text)) - 1 <= 3 + (path(text) == 'X')
+    assert counts == set(range(1, 10))
+    assert all(path(t) == 'X' for t in texts_of(draw('filtro', 'ends', 100, gen(12))[0]))
 
 
 @pytest.mark.parametrize('task, split, shortcut', [
