@@ -11,7 +11,6 @@ goes on where an earlier one was stopped. This project's own model gets the same
 score.py. The key is read from an environment variable and written nowhere.
 """
 import base64
-import fcntl
 import io
 import json
 import os
@@ -20,12 +19,11 @@ import re
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from threading import Lock
 
-from tqdm import tqdm
-
+# This comes first: --help and mistakes need not wait for the rest.
 from configurator import (
     SEEDS,
     bounds,
@@ -34,9 +32,12 @@ from configurator import (
     configure,
     fail,
     names_of,
-    write_json,
-    write_whole,
 )
+
+# isort: split
+from tqdm import tqdm
+
+from results import hold, write_json, write_whole
 from words import PUZZLES, draw_of, in_words, question, show, summarize
 
 try:
@@ -278,7 +279,7 @@ def ask(client, one, over):
         **row, 'extracted_answer': answer,
         'is_correct': not error and same(answer, one['target'], one['task']),
         'latency_ms': None if error else latency, 'error': error or None,
-        'timestamp': datetime.now(UTC).isoformat(timespec='milliseconds'),
+        'timestamp': datetime.now(timezone.utc).isoformat(timespec='milliseconds'),
         'metadata': one['metadata'],
     }
 
@@ -291,7 +292,7 @@ def rows_in(path, every):
     asked = {one['sample_id']: one['input_text'] for one in every}
     rows = {}
     if os.path.exists(path):
-        with open(path) as f:
+        with open(path, encoding='utf-8') as f:
             for line in f:
                 try:
                     row = json.loads(line)
@@ -311,16 +312,11 @@ def key_of():
 
 
 def open_folder(folder, settings, every):
-    """Make or lock a folder -> the lock, and the rows of an earlier run of the same questions"""
+    """Make or lock a folder -> the rows of an earlier run of the same questions"""
     path, state_path = (os.path.join(folder, name) for name in ('results.jsonl', 'state.json'))
-    os.makedirs(folder, exist_ok=True)
-    held = open(os.path.join(folder, 'lock'), 'w')
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"another run uses {folder}")
+    hold(folder)
     if os.path.exists(state_path):
-        with open(state_path) as f:
+        with open(state_path, encoding='utf-8') as f:
             state = json.load(f)
         if not isinstance(state, dict) or state.get('settings') != settings:
             fail(f"{folder} holds the answers to other questions; give another --out_dir")
@@ -328,7 +324,7 @@ def open_folder(folder, settings, every):
     text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
     write_whole(path, lambda f: f.write(text))
     write_json(state_path, {'settings': settings, 'completed': [r['sample_id'] for r in rows]})
-    return held, rows
+    return rows
 
 
 def ask_all(left, rows, path, n_all):
@@ -344,7 +340,7 @@ def ask_all(left, rows, path, n_all):
     client = httpx.Client(base_url=base_url, headers=headers, timeout=timeout)
     pool = ThreadPoolExecutor(max_concurrent)
     bar = tqdm(total=n_all, initial=n_all - len(left), disable=None)
-    with client, open(path, 'a') as results, bar:
+    with client, open(path, 'a', encoding='utf-8') as results, bar:
         try:
             going = {pool.submit(ask, client, one, over) for one in left}
             while going:
@@ -384,7 +380,7 @@ def main():
     settings = {key: config[key] for key in kept}
     path = os.path.join(folder, 'results.jsonl')
     try:
-        held, rows = open_folder(folder, settings, every)
+        rows = open_folder(folder, settings, every)
         done = {row['sample_id'] for row in rows}
         left = [one for one in every if one['sample_id'] not in done]
         if done:
@@ -395,7 +391,6 @@ def main():
                    {'settings': settings, 'completed': completed})
         summary = {**summarize(model, folder, rows), 'questions': questions}
         write_json(os.path.join(folder, 'summary.json'), summary)
-        held.close()
     except (OSError, ValueError) as e:
         fail(f"cannot use {folder}: {getattr(e, 'strerror', None) or e}", 1)
     if refused:
@@ -405,7 +400,7 @@ def main():
     print(f"results are in {folder}")
     if len(completed) < len(every):
         print(f"{len(every) - len(completed)} questions are left; the same command asks them")
-        sys.exit(128 + stop[0] if stop else 1)
+        sys.exit(stop[0] if stop else 1)
 
 
 if __name__ == '__main__':

@@ -21,6 +21,10 @@ import statistics
 import time
 from dataclasses import replace
 
+# This comes first: --help and mistakes need not wait for the rest.
+from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn as nn
@@ -29,7 +33,6 @@ import torch.nn.functional as F
 import prepare
 from baselines import Transformer, make_model
 from checkpoint import load_checkpoint
-from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
 from files import STREAM_BLOCK
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
 from listen import conversations
@@ -52,7 +55,7 @@ out = 'bench.json'  # where the numbers go
 parts = 'limits,audio,step,scan,length,listen,scorer'
 configs = 'mirror,bracket,mod,mod_direct'  # whose training step is timed: files in config/
 repeats = 10        # timed runs of each line
-device = 'auto'     # auto, cpu, cuda
+device = 'auto'     # auto, cpu, cuda, mps
 batch_size = 0      # of the training steps; 0 is the configs' own on a GPU, and 16 on a CPU
 minutes = 10.0      # the longest sound answered
 tokens = 16384      # the longest scan

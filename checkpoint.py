@@ -1,36 +1,96 @@
 """
-A checkpoint: what train.py saves and every other script loads.
-"""
-import os
+A checkpoint: what train.py saves and every other script loads. And weights alone, with how they
+were made, as safetensors, which hold no code:
 
+$ python checkpoint.py --out_dir=out/mirror                            # writes model.safetensors
+$ python sample.py --init_from=out/mirror/model.safetensors
+$ python sample.py --init_from=hf:user/name                            # from the Hugging Face Hub
+"""
+import json
+import os
+import re
+import zipfile
+
+# This comes first: --help and mistakes need not wait for the rest.
+from configurator import configure, fail
+
+# isort: split
 import torch
 
 from baselines import make_model
 from model import JMambaConfig
+from results import write_whole
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RELEASE = os.path.join(HERE, 'assets', 'release.safetensors')
+WEIGHTS = 'model.safetensors'
 
 
-def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
-    """The best checkpoint in out_dir, or the last one ('resume'), or assets/release.pt ('release')
-    -> the model, in eval mode, and the checkpoint. ValueError if there is none that fits."""
-    here = os.path.dirname(os.path.abspath(__file__))
+def path_from(out_dir, init_from):
+    """Where the checkpoint lies that is asked for; ValueError if there is none"""
     last = os.path.join(out_dir, 'ckpt.pt')
-    paths = {'out_dir': [os.path.join(out_dir, 'best.pt'), last], 'resume': [last],
-             'release': [os.path.join(here, 'assets', 'release.pt')]}
+    in_folder = [os.path.join(out_dir, name) for name in ('best.pt', WEIGHTS)]
+    paths = {'out_dir': [*in_folder, last], 'resume': [last], 'release': [RELEASE]}
+    if init_from.startswith('hf:'):
+        return download(init_from[3:])
+    if init_from.endswith(('.pt', '.safetensors')):
+        paths[init_from] = [init_from]
     if init_from not in paths:
-        raise ValueError(f"init_from is 'out_dir' or 'release', not {init_from!r}")
+        raise ValueError("init_from is out_dir, release, a file (.pt or .safetensors) or "
+                         f"hf:user/name, not {init_from!r}")
     found = [path for path in paths[init_from] if os.path.exists(path)]
     if not found:
         hint = "leave out --init_from=resume"
         if init_from != 'resume':
             hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
         raise ValueError(f"there is no {paths[init_from][-1]}; {hint}")
+    return found[0]
+
+
+def download(name):
+    """user/name on the Hugging Face Hub -> the path of its weights here"""
     try:
-        checkpoint = torch.load(found[0], map_location=device, weights_only=True)
-        args, weights = checkpoint['model_args'], checkpoint['model']
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ValueError("hf: needs huggingface_hub: pip install huggingface_hub") from None
+    try:
+        return hf_hub_download(name, WEIGHTS)
+    except Exception as e:  # of many kinds: no network, no such name, no such file
+        why = str(e).strip().splitlines() or [type(e).__name__]
+        raise ValueError(f"cannot get {WEIGHTS} of {name} from the Hub: {why[0]}") from None
+
+
+def read(path, device):
+    """A file -> what it holds, a dict; ValueError says what is wrong with it"""
+    hint = "bring back a whole copy of it, or train into another folder"
+    try:
+        if path.endswith('.safetensors'):
+            from safetensors import safe_open
+            with safe_open(path, 'pt', device=str(device)) as f:
+                checkpoint = json.loads(f.metadata()['jericho'])
+                checkpoint['model'] = {key: f.get_tensor(key) for key in f.keys()}
+        else:
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint['model_args'].keys(), checkpoint['model'].keys()
         checkpoint['config']['tasks'], checkpoint['config']['aloud'], checkpoint['iter_num']
-    except Exception:  # a broken file fails in many ways: as a zip, a pickle, a dict
-        raise ValueError(f"{found[0]} is not a checkpoint, or is damaged; bring back a whole copy "
-                         "of it, or train into another folder") from None
+        return checkpoint
+    except ImportError:
+        raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
+    except Exception as e:  # a broken file fails in many ways: as a zip, a pickle, a dict
+        with open(path, 'rb') as f:
+            start = f.read(2)
+        cut = start == b'PK' and not zipfile.is_zipfile(path) or 'not fully covered' in str(e)
+        what = "is cut: its end is missing" if cut else "is not a checkpoint, or is damaged"
+        raise ValueError(f"{path} {what}; {hint}") from None
+
+
+def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
+    """The best checkpoint in out_dir, or the last one ('resume'), or that of 'release', of a file
+    or of hf:user/name -> the model, in eval mode, and the checkpoint. ValueError if there is none
+    that fits."""
+    path = path_from(out_dir, init_from)
+    checkpoint = read(path, device)
+    args, weights = checkpoint['model_args'], checkpoint['model']
 
     # Does it fit this file, which users are meant to change?
     wrong = {'settings that it does not know': args.keys() - JMambaConfig.__dataclass_fields__}
@@ -42,10 +102,18 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
                  'of another shape': {k for k in both if needed[k].shape != weights[k].shape}}
     if any(wrong.values()):
         said = [f"{what}: {', '.join(sorted(keys))}" for what, keys in wrong.items() if keys]
-        raise ValueError(f"{found[0]} was made by another model.py, which has been changed since "
+        raise ValueError(f"{path} was made by another model.py, which has been changed since "
                          f"({'; '.join(said)}); undo the change, or train into another folder")
     model.load_state_dict(weights)
     return model.eval(), checkpoint
+
+
+def results_of(out_dir, init_from):
+    """Where the results of a checkpoint go: to its folder, or to out/ and its name"""
+    if init_from == 'out_dir':
+        return out_dir
+    name = os.path.splitext(init_from.removeprefix('hf:'))[0]
+    return os.path.join('out', re.sub(r'\W+', '_', name).strip('_'))
 
 
 @torch.no_grad()
@@ -62,3 +130,30 @@ def extended(model, config):
             weights[name][-1] = old[-1]
     new.load_state_dict(weights)
     return new
+
+
+def write_weights(checkpoint, path):
+    """A checkpoint's weights in half precision, and in the header how they were made"""
+    from safetensors.torch import save
+    of_training = 'model', 'optimizer', 'generator', 'turns', 'wrong', 'to_validate'
+    header = {key: value for key, value in checkpoint.items() if key not in of_training}
+    weights = {key: x.half().contiguous() for key, x in checkpoint['model'].items()}
+    data = save(weights, {'format': 'pt', 'jericho': json.dumps(header)})
+    write_whole(path, lambda f: f.write(data))
+
+
+if __name__ == '__main__':
+    out_dir = 'out/mirror'  # folder of the checkpoint
+    init_from = 'out_dir'   # or a file
+    path = ''               # what to write; '' is model.safetensors in out_dir
+    configure(globals())
+    try:
+        path = path or os.path.join(out_dir, WEIGHTS)
+        write_weights(load_checkpoint(out_dir, init_from=init_from)[1], path)
+        print(f"wrote {path}, {os.path.getsize(path):,} bytes")
+    except ImportError:
+        fail("safetensors is missing: pip install safetensors")
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write {path}: {e.strerror}")

@@ -110,7 +110,7 @@ def file_rate(b, rate):
     """As read from a file of another sample rate"""
     from scipy.signal import resample_poly
     rate = int(rate)
-    there = resample_poly(b.question.double().cpu().numpy(), rate, SAMPLE_RATE, axis=1)
+    there = resample_poly(b.question.cpu().double().numpy(), rate, SAMPLE_RATE, axis=1)
     back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
     question = torch.from_numpy(back[:, :b.question.shape[1]])
     return b._replace(question=question.float().to(b.question.device))

@@ -9,13 +9,17 @@ names must begin with _, and base('mod') applies config/mod.py first. A --key=va
 stands before it on the line. Files and flags are held to the same rules: the key must exist, and
 the value must have the type of the default (an int will do for a float). Anything else ends the
 script with one line and exit code 2. --help prints the settings with their comments.
+
+A script imports this module first: --help and mistakes on the command line are then answered before
+torch is imported, which takes seconds.
 """
+import ast
+import atexit
 import difflib
 import errno
-import json
+import io
 import math
 import os
-import platform
 import re
 import shlex
 import signal
@@ -23,7 +27,11 @@ import subprocess
 import sys
 import time
 import types
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+
+if sys.version_info < (3, 10):
+    sys.exit(f"Jericho needs Python 3.10 or later; this is {sys.version.split()[0]}")
+os.environ['MPLBACKEND'] = 'agg'  # pictures are only written, whatever that was set to
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
@@ -80,8 +88,8 @@ def for_each(settings, key, names, kind):
 
 
 def pick_device(device):
-    """'auto' is the GPU if there is one, under torchrun that of this process. The script ends if
-    the one asked for is not there."""
+    """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
+    The script ends if the one asked for is not there."""
     import torch  # which --help and mistakes on the command line need not wait for
     # No more threads than a container is allowed cores: others only take time from one another.
     try:
@@ -91,7 +99,8 @@ def pick_device(device):
     except (OSError, ValueError):  # there is no limit
         pass
     if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
+        device = next((name for name in there if there[name]), 'cpu')
     if device == 'cuda' and 'LOCAL_RANK' in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
@@ -101,7 +110,7 @@ def pick_device(device):
             if device.startswith('cpu'):
                 raise RuntimeError
     except (RuntimeError, AssertionError):
-        fail(f"there is no device {device!r} here; use auto, cpu or cuda")
+        fail(f"there is no device {device!r} here; use auto, cpu, cuda or mps")
     if device.startswith('cuda:'):
         torch.cuda.set_device(device)
     return device
@@ -113,8 +122,8 @@ def pick_dtype(dtype, kind):
     if dtype == 'auto':
         has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = 'bfloat16' if has_bf16 else 'float32'
-        no_bf16 = {'cpu': "a CPU gains nothing from less", 'cuda': "this GPU has no bfloat16"}
-        why = "the GPU has it" if has_bf16 else no_bf16[kind]
+        no_bf16 = "this GPU has no bfloat16" if kind == 'cuda' else f"{kind} gains little from less"
+        why = "the GPU has it" if has_bf16 else no_bf16
         print(f"dtype {dtype}: {why}")
     return dtype
 
@@ -133,73 +142,118 @@ def run_name(tasks, seed):
 
 def run_script(script, *flags):
     """Run one of the other scripts; if it fails, end as it did"""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in caught():
+        signal.signal(number, signal.SIG_DFL)
     print(f"\n$ python {script} {shlex.join(flags)}", flush=True)
     code = subprocess.run([sys.executable, os.path.join(HERE, script), *flags]).returncode
     if code:
-        sys.exit(code)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+# --- ends ---
+
+class Output(io.TextIOWrapper):
+    """Standard output or error of a script. If nobody reads the output any more, or there is no
+    room for it, the script ends without a traceback, as other programs do; training, which has
+    called catch_signals, saves its state first."""
+
+    def write(self, text):
+        try:
+            return super().write(text)
+        except OSError as e:
+            self.give_up(e)
+        return len(text)
+
+    def flush(self):
+        try:
+            super().flush()
+        except OSError as e:
+            self.give_up(e)
+
+    def give_up(self, e):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # what is left to print goes there
+        os.close(nowhere)
+        if self.fileno() == 2:  # who cannot be told of mistakes may still read the output
+            return
+        code = 128 + signal.SIGPIPE
+        if e.errno not in (errno.EPIPE, errno.EIO):
+            print(f"cannot write to standard output: {e.strerror}", file=sys.stderr)
+            code = 1
+        if ends is None:
+            raise SystemExit(code)
+        ends.append(code)
+
+
+ends = None  # after catch_signals: exit codes with which an end has been asked for
+
+
+def guard_output():
+    """From now on lost output ends the script quietly, and each line is seen at once in a pipe"""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper and stream is getattr(sys, f'__{name}__'):
+            guarded = Output(stream.buffer, stream.encoding, 'backslashreplace',
+                             line_buffering=True)
+            setattr(sys, name, guarded)
+
+    @atexit.register
+    def last_words():
+        try:
+            sys.stdout.flush()
+        except SystemExit as e:
+            os._exit(e.code)
 
 
 def catch_signals():
-    """From now on Ctrl-C and SIGTERM only ask for an end -> the list that their numbers go to. A
-    second later they end at once; until then they are the same request, as timeout asks twice."""
-    stop = []
+    """From now on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 only ask for an end -> the list that the exit
+    codes go to. A second later they end at once; until then they are the same request, as timeout
+    asks twice."""
+    global ends
+    ends = []
     asked_at = math.inf
 
     def on_signal(number, frame):
         nonlocal asked_at
-        if not stop:
-            stop.append(number)
+        if not ends:
+            ends.append(128 + number)
             asked_at = time.monotonic()
-            # print() must not interrupt a print().
-            os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
+            with suppress(OSError):  # print() must not interrupt a print().
+                os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
         elif time.monotonic() > asked_at + 1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in caught():
         signal.signal(number, on_signal)
-    return stop
+    return ends
 
 
-# --- results ---
+def caught():
+    """The signals that ask for an end, but for those that the caller has turned off, as nohup"""
+    names = 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
 
-def provenance():
-    """What made a result: the command, the commit of this code, the versions -> dict of text"""
-    describe = ['git', '-C', HERE, 'describe', '--always', '--dirty', '--abbrev=12']
+
+@contextmanager
+def at_once():
+    """What is done with this ends as soon as an end is asked for, and stays unfinished"""
+    handlers = {number: signal.getsignal(number) for number in caught()}
+
+    def on_signal(number, frame):
+        handlers[number](number, frame)
+        raise KeyboardInterrupt
+
     try:
-        git = subprocess.run(describe, capture_output=True, text=True)
-        commit = git.stdout.strip() or 'unknown'
-    except OSError:  # there is no git
-        commit = 'unknown'
-    return {
-        'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        'commit': commit,
-        'python': platform.python_version(),
-        **{name: version(name) for name in ('torch', 'numpy', 'scipy')},
-    }
-
-
-def write_whole(path, write):
-    """Make a file by write(file), open for bytes: whole or not at all. OSError if that cannot be"""
-    try:
-        with open(path + '.tmp', 'wb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + '.tmp', path)
-    except BaseException as e:
-        if os.path.exists(path + '.tmp'):
-            os.remove(path + '.tmp')
-        if isinstance(e, RuntimeError):  # what torch makes of a full disk
-            raise OSError(errno.ENOSPC, 'the disk is full?') from e
-        raise
-
-
-def write_json(path, contents):
-    text = json.dumps(contents, indent=1).encode()
-    write_whole(path, lambda f: f.write(text))
+        for number in handlers:
+            signal.signal(number, on_signal)
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # --- settings ---
@@ -216,7 +270,8 @@ def convert(key, value, default, where):
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is kind:
-            return value
+            in_home = kind is str and value.startswith('~/')
+            return os.path.expanduser(value) if in_home else value
     except (KeyError, ValueError):
         pass
     expected = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}[kind]
@@ -232,7 +287,7 @@ def run_config(path):
 
     scope['base'] = base
     try:
-        with open(path) as f:
+        with open(path, encoding='utf-8-sig') as f:
             exec(compile(f.read(), path, 'exec'), scope)
     except OSError as e:
         fail(f"cannot read the config file {e.filename or path}: {e.strerror}")
@@ -247,7 +302,7 @@ def show_help(settings, keys):
     model have theirs in model.py"""
     source = ''
     for path in (settings['__file__'], os.path.join(HERE, 'model.py')):
-        with open(path) as f:
+        with open(path, encoding='utf-8') as f:
             source += f.read()
     print(settings['__doc__'].strip() + '\n\nsettings:')
     for key in keys:
@@ -268,6 +323,7 @@ def configure(settings, argv=None):
         show(kind, e, trace)
 
     sys.excepthook = quietly
+    guard_output()
     kinds = (int, float, bool, str)
     keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
 
@@ -279,6 +335,8 @@ def configure(settings, argv=None):
         settings[key] = convert(key, value, settings[key], where)
 
     for arg in argv:
+        if arg.startswith('~/'):
+            arg = os.path.expanduser(arg)
         if arg in ('--help', '-h'):
             show_help(settings, keys)
             sys.exit(0)
@@ -291,3 +349,42 @@ def configure(settings, argv=None):
             for key, value in run_config(arg).items():
                 assign(key, value, arg)
     return {k: settings[k] for k in keys}
+
+
+# --- before torch is imported ---
+
+def settings_in(path):
+    """What configure would find in a script, from its source alone"""
+    with open(path, encoding='utf-8') as f:
+        tree = ast.parse(f.read())
+    settings = {'__file__': path, '__doc__': ast.get_docstring(tree)}
+    main = [node.body for node in tree.body if isinstance(node, ast.If)]
+    for node in sum(main, tree.body):
+        said = ast.unparse(node)
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
+            settings[node.targets[0].id] = ast.literal_eval(node.value)
+        elif said == 'globals().update(model_settings)':
+            settings.update(settings_of_model())
+        elif re.match(r'(\w+ = )?configure\(', said):
+            break
+    return settings
+
+
+def settings_of_model():
+    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
+        tree = ast.parse(f.read())
+    config, = [node for node in tree.body if getattr(node, 'name', '') == 'JMambaConfig']
+    fields = [node for node in config.body if isinstance(node, ast.AnnAssign)]
+    follow = 'n_symbols', 'n_so_far'
+    return {f.target.id: f.value.value for f in fields if f.target.id not in follow}
+
+
+def check_early():
+    """Answer --help and mistakes of the script that is being started, if it is one of ours"""
+    path = getattr(sys.modules['__main__'], '__file__', None) or ''
+    if os.path.dirname(os.path.abspath(path)) == HERE and path.endswith('.py'):
+        argv = [a for a in sys.argv[1:] if a.startswith('-') or a.endswith('.py')]
+        configure(settings_in(path), argv)
+
+
+check_early()

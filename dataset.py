@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from tqdm import tqdm
 
 from configurator import names_of
-from files import SAMPLE_RATE, fresh_folder, write_wav
+from files import SAMPLE_RATE, write_wav
 from prepare import split_batches
+from results import fresh_folder, hold, must_be_ours, note_as_ours, write_ours
 from tasks import TASKS, decode, split_names
 from words import PUZZLES, draw_of, question
 
@@ -55,7 +56,8 @@ def write_sounds(task, split, num_samples, out_dir, seed):
     if not names:
         raise ValueError(f"{task} has no split {split!r}; it has {', '.join(TASKS[task].splits)}")
     folder = os.path.join(out_dir, task, split)
-    fresh_folder(folder, r'\d{6}_(question|answer)\.wav')
+    hold(folder)
+    fresh_folder(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
     rows = []
     for i, name in enumerate(names):
         share = len(range(i, num_samples, len(names)))
@@ -63,8 +65,10 @@ def write_sounds(task, split, num_samples, out_dir, seed):
             for j, n in enumerate(b.lengths.tolist()):
                 question = f'{len(rows):06d}_question.wav'
                 answer = f'{len(rows):06d}_answer.wav'
-                write_wav(os.path.join(folder, question), b.question[j, :n])
-                write_wav(os.path.join(folder, answer), b.answer[j, :n])
+                for file, sound in ((question, b.question), (answer, b.answer)):
+                    path = os.path.join(folder, file)
+                    write_wav(path, sound[j, :n])
+                    note_as_ours(path)
                 rows.append({
                     'question_file_name': question,
                     'answer_file_name': answer,
@@ -75,8 +79,8 @@ def write_sounds(task, split, num_samples, out_dir, seed):
                     'duration': n / SAMPLE_RATE,
                     'seed': seed,
                 })
-    with open(os.path.join(folder, 'metadata.jsonl'), 'w') as f:
-        f.writelines(json.dumps(row) + '\n' for row in rows)
+    text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+    write_ours(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text))
     print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")
 
 
@@ -145,7 +149,9 @@ def write_text(config):
             print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
         return
 
-    os.makedirs(folder, exist_ok=True)
+    hold(folder)
+    paths = [os.path.join(folder, name) for name in FILES]
+    must_be_ours(filter(os.path.exists, paths), folder)
     unfinished = tempfile.mkdtemp(prefix='.unfinished-', dir=folder)
     try:
         counts, tokens = write_rows(unfinished, names, total, weights, ratios, seed)
@@ -162,13 +168,11 @@ def write_text(config):
             files='\n'.join(f'  - {{split: {part}, path: {part}.jsonl}}' for part in parts),
             table='\n'.join(f'| {part} | {by_part[part]:,} |' for part in parts))
         for name, text in (('metadata.json', json.dumps(about, indent=1)), ('README.md', card)):
-            with open(os.path.join(unfinished, name), 'w') as f:
+            with open(os.path.join(unfinished, name), 'w', encoding='utf-8') as f:
                 f.write(text)
-        for name in FILES:
-            if os.path.isdir(os.path.join(folder, name)):
-                raise ValueError(f"{os.path.join(folder, name)} is a folder")
-        for name in FILES:
-            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+        for path in paths:
+            os.replace(os.path.join(unfinished, os.path.basename(path)), path)
+            note_as_ours(path)
     finally:
         shutil.rmtree(unfinished)
     print(f"wrote {by_part.total():,} questions, {tokens:,} tokens, to {folder}")
@@ -180,7 +184,8 @@ def write_rows(folder, names, total, weights, ratios, seed):
     """The JSON lines of a data set -> how many questions of each (part, task, level), and tokens"""
     counts, tokens = Counter(), 0
     with ExitStack() as stack:
-        files = {part: stack.enter_context(open(os.path.join(folder, part + '.jsonl'), 'w'))
+        files = {part: stack.enter_context(open(os.path.join(folder, part + '.jsonl'), 'w',
+                                                encoding='utf-8'))
                  for part in PARTS}
         bar = stack.enter_context(tqdm(total=total, unit='token', unit_scale=True, disable=None))
         for row, n in rows_of(names, total, weights, ratios, seed):

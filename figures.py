@@ -23,15 +23,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+# This comes first: --help and mistakes need not wait for the rest.
+from configurator import choices, configure, fail
+
+# isort: split
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from conditions import SOUNDS
-from configurator import choices, configure, fail, write_whole
 from files import read_wav
 from prepare import SAMPLE_RATE
+from results import write_whole
 from score import LENGTHS
 from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
 from transcribe import find_tones
@@ -124,7 +128,7 @@ def load_scores(names, file='scores.json'):
     runs = {}
     for folder in folders:
         try:
-            with open(os.path.join(folder, file)) as f:
+            with open(os.path.join(folder, file), encoding='utf-8') as f:
                 found = json.load(f)
             seed = found['scores'], found.get('seconds')
         except (OSError, ValueError, KeyError):
@@ -246,7 +250,7 @@ def curves(folders, path):
     plain(right, xlabel='updates', ylabel='exact match in validation (%)', ylim=(-3, 103))
     for folder in folders:
         try:
-            with open(os.path.join(folder, 'log.jsonl')) as f:
+            with open(os.path.join(folder, 'log.jsonl'), encoding='utf-8') as f:
                 rows = [json.loads(line) for line in f]
             trained = [row for row in rows if 'symbols' in row]
             checked = [row for row in rows if 'val' in row]
@@ -362,7 +366,7 @@ def scaling(names, path):
         name = 'out/release' if name == 'release' else name
         file = os.path.join(name, 'summary.json') if os.path.isdir(name) else name
         try:
-            with open(file) as f:
+            with open(file, encoding='utf-8') as f:
                 summary = json.load(f)
             lines = {task: {int(level): 100 * one['accuracy']
                             for level, one in part['by_difficulty'].items() if one['total']}

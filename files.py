@@ -2,8 +2,6 @@
 Sound files in and out.
 """
 import io
-import os
-import re
 import struct
 from fractions import Fraction
 
@@ -13,15 +11,6 @@ from scipy.io import wavfile
 
 SAMPLE_RATE = 16000
 RATES = (6500, 384000)  # sample rates of files that can hold these tones, lowest and highest
-
-
-def fresh_folder(folder, pattern):
-    """Make a folder, or remove the files whose whole name fits the pattern: those of an earlier,
-    perhaps larger set"""
-    os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):
-        if re.fullmatch(pattern, name):
-            os.remove(os.path.join(folder, name))
 
 
 def write_wav(path, wave):

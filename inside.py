@@ -8,13 +8,16 @@ release is the weights that come with the code; any other run is named by its fo
 """
 import sys
 
+# This comes first: --help and mistakes need not wait for the rest.
+from configurator import bounds, configure, fail
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from baselines import make_model
 from checkpoint import load_checkpoint
-from configurator import bounds, configure, fail
 from figures import plain, save
 from prepare import SAMPLE_RATE, make_batch, play_text
 from tasks.bracket import depths

@@ -166,9 +166,12 @@ class Spectrum(nn.Module):
         left, peak, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
         curve = (2 * (left - 2 * peak + right)).clamp(max=-1e-6)
         shift = (left - right) / curve  # to the vertex of the parabola through the three
-        omega = (k + shift.clamp(-0.5, 0.5)).double() * (2 * math.pi / N_FFT)  # radians a sample
-        middle = HOP * (omega.cumsum(1) - omega / 2) % (2 * math.pi)  # at the window's middle
-        cos, sin = middle.cos().to(log.dtype), middle.sin().to(log.dtype)
+        shift = shift.clamp(-0.5, 0.5)
+        # In turns, of which only the part after the point counts, so that no digits are lost
+        advance = (HOP * k % N_FFT + HOP * shift) / N_FFT  # in a frame
+        turns = advance.cumsum(1) - HOP * (k + shift) / (2 * N_FFT)  # at the window's middle
+        middle = 2 * math.pi * (turns % 1)
+        cos, sin = middle.cos(), middle.sin()
         # A bin counts its phase from the window's start, half a window before its middle.
         lag = torch.arange(N_BINS, device=k.device) * (math.pi / N_FFT * (WIN_LENGTH - 1))
         c, s = lag.cos(), lag.sin()

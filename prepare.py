@@ -20,6 +20,10 @@ Letters: B examples   N slots   S samples
 import math
 from typing import NamedTuple
 
+# This comes first: --help and mistakes need not wait for the rest.
+from configurator import SEEDS, bounds, choices, configure, fail
+
+# isort: split
 import torch
 
 from files import SAMPLE_RATE
@@ -413,7 +417,6 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
 
 
 if __name__ == '__main__':
-    from configurator import SEEDS, bounds, choices, configure, fail
     from dataset import write_sounds, write_text
     task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
     format = 'wav'        # or text: the puzzles in words, for models that read

@@ -24,9 +24,7 @@ import sys
 import time
 from functools import partial
 
-from tqdm import tqdm
-
-from checkpoint import load_checkpoint
+# This comes first: --help and mistakes need not wait for the rest.
 from configurator import (
     SEEDS,
     bounds,
@@ -35,18 +33,23 @@ from configurator import (
     fail,
     names_of,
     pick_device,
-    write_whole,
 )
+
+# isort: split
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, results_of
 from figures import spectrogram
-from files import STREAM_BLOCK, fresh_folder, read_stream, read_wav, write_wav
+from files import STREAM_BLOCK, read_stream, read_wav, write_wav
 from listen import WAIT, conversations, first_question, skip
 from prepare import SAMPLE_RATE, play_text, split_batches
+from results import fresh_folder, hold, note_as_ours, write_ours
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import converse
 from transcribe import transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
-init_from = 'out_dir'   # or release: the weights that come with the code; see out/release/samples
+init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
 start = ''              # the question in symbols, such as ABCA
 wav = ''                # or a WAV file, in which start, if given, is played; - reads standard
                         # input until a question is over
@@ -58,7 +61,7 @@ split = 'iid'           # of this split, such as ood_length
 sample_dir = ''         # where to write; '' is out_dir/samples
 think = 64              # passes at most when a task is worked out aloud
 seed = 1337             # of the drawn questions and of how a typed one is played
-device = 'auto'         # auto, cpu, cuda
+device = 'auto'         # auto, cpu, cuda, mps
 configure(globals())
 if '--start=' in sys.argv:
     fail("a question needs at least one symbol, such as --start=ABCA")
@@ -117,7 +120,7 @@ try:
 except ValueError as e:
     fail(e)
 
-folder = 'out/release' if init_from == 'release' else out_dir
+folder = results_of(out_dir, init_from)
 sample_dir = sample_dir or os.path.join(folder, 'samples')
 passes_at_most = think if aloud else 1  # a model that works aloud decides itself how long it thinks
 
@@ -125,7 +128,7 @@ passes_at_most = think if aloud else 1  # a model that works aloud decides itsel
 def save(name, sound):
     """Write a sound (S,) to sample_dir -> its path without .wav"""
     path = os.path.join(sample_dir, name)
-    write_whole(path + '.wav', partial(write_wav, wave=sound))
+    write_ours(path + '.wav', partial(write_wav, wave=sound))
     return path
 
 
@@ -163,6 +166,7 @@ if listen:
     print(f"listening; a question is over when it has been silent for {WAIT} s, or for twice as "
           "long as its gaps; Ctrl-C ends this", flush=True)
     try:
+        hold(sample_dir)
         fresh_folder(sample_dir, FILES)
         n = answer_stream(blocks)
     except ValueError as e:
@@ -201,6 +205,7 @@ ROW = '''<div class="row">
 # --- answers ---
 page, n_right = '', 0
 try:
+    hold(sample_dir)
     fresh_folder(sample_dir, FILES)
     for i, (wave, asked, wanted) in enumerate(questions):
         answers, passes = converse(model, wave[None].to(device), think=passes_at_most)
@@ -228,6 +233,7 @@ try:
             name = f'{i:03d}_{name}'
             path = save(name, sound)
             spectrogram([('', sound)], path + '.png')
+            note_as_ours(path + '.png')
             page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
                                width=round(12 * len(sound) / SAMPLE_RATE))
         page += '</section>\n'
@@ -235,7 +241,9 @@ try:
     page += f'<p>{n_right} of {known} right, '
     page += f'as played by the model in {html.escape(folder)}.</p>\n'
     path = os.path.join(sample_dir, 'index.html')
-    write_whole(path, lambda f: f.write((HEAD + page).encode()))
+    write_ours(path, lambda f: f.write((HEAD + page).encode()))
+except ValueError as e:
+    fail(e)
 except OSError as e:
     fail(f"cannot write to {sample_dir}: {e.strerror}")
 print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")

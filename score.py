@@ -19,15 +19,19 @@ import sys
 import time
 from collections import Counter
 
+# This comes first: --help and mistakes need not wait for the rest.
+import configurator
+
+# isort: split
 import torch
 
-import configurator
 import files
 import prepare
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, results_of
 from conditions import SOUNDS, change
-from configurator import SEEDS, bounds, choices, configure, fail, pick_device, write_json
+from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
+from results import fresh_folder, note_as_ours, provenance, write_json, write_ours
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
 from think import converse, reply
 from transcribe import find_tones, transcribe
@@ -226,14 +230,15 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level):
 def write_errors(mistakes, folder, name):
     """Write mistakes to folder/name.jsonl, the sounds of the first ones to folder/name/, and print
     what kinds there are"""
-    files.fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
+    fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
     for i, m in enumerate(mistakes):
         for kind, sound in zip(('question', 'answer'), m.pop('sounds', ()), strict=False):
             m[kind] = f'{name}/{i:03d}_{kind}.wav'
             files.write_wav(os.path.join(folder, m[kind]), sound)
+            note_as_ours(os.path.join(folder, m[kind]))
     path = os.path.join(folder, name + '.jsonl')
-    with open(path, 'w') as f:
-        f.writelines(json.dumps(m) + '\n' for m in mistakes)
+    text = ''.join(json.dumps(m) + '\n' for m in mistakes).encode()
+    write_ours(path, lambda f: f.write(text))
     print(f"\nwrote {len(mistakes)} mistakes to {path}, the sounds of the first ones to "
           f"{os.path.join(folder, name)}")
 
@@ -262,6 +267,17 @@ def tests_of(task, split, sound):
     if sound == 'all':
         return {name: ('iid', name, {}) for name in SOUNDS}
     return {name: (name, sound, {}) for name in split_names(task, split)}
+
+
+def asked_before(path):
+    """How many questions of a split an earlier test asked at most, whose results lie there; 0 if
+    there was none"""
+    try:
+        with open(path, encoding='utf-8') as f:
+            scores = json.load(f)['scores'].values()
+        return max(r['n'] for splits in scores for r in splits.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
 
 
 def graded(scores):
@@ -319,12 +335,12 @@ def hear_file(path, verbose, named):
 
 if __name__ == '__main__':
     out_dir = 'out/mirror'  # folder of the checkpoint, and of scores.json
-    init_from = 'out_dir'   # or release: the weights that come with the code; see out/release
+    init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length; or lengths
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 64              # passes at most when a task is worked out aloud
-    device = 'auto'         # auto, cpu, cuda
+    device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
     sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
@@ -347,6 +363,21 @@ if __name__ == '__main__':
     if not any(tests.values()):
         fail(f"no split {split!r}; {names[-1]} has {', '.join(TASKS[names[-1]].splits)}")
 
+    # Where the results go: a longer test is never replaced by a shorter one.
+    folder = results_of(out_dir, init_from)
+    kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
+    kind = kinds.get((split, sound), '')
+    named = '_'.join(['errors', *[x for x in (split, sound) if x not in ('all', 'clean')]])
+    longest, suffix = 0, ''
+    if kind:
+        longest = asked_before(os.path.join(folder, kind + '.json'))
+    elif errors and os.path.exists(os.path.join(folder, named + '.jsonl')):
+        longest = 1000  # perhaps: mistakes do not tell
+    if num_samples < longest:
+        suffix = f'_{num_samples}'
+        print(f"results go to files whose names end in {suffix}: there are some of {longest:,} "
+              "questions each")
+
     scores, mistakes, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} "
           f"{'wire':>6} {'token acc':>9} {'edit dist':>9}   first mistake")
@@ -365,25 +396,22 @@ if __name__ == '__main__':
             print(f"{task}_{name}_em: {r['exact_match']:.4f}")
     print(f"seconds: {time.time() - t0:.1f}")
 
-    folder = 'out/release' if init_from == 'release' else out_dir
     try:
         os.makedirs(folder, exist_ok=True)
-        if errors:
-            named = [split] if split != 'all' else []
-            named += [sound] if sound != 'clean' else []
-            write_errors(mistakes, folder, '_'.join(['errors', *named]))
-        kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds',
-                 ('lengths', 'clean'): 'lengths'}
-        if (split, sound) in kinds:
+        if kind:
             contents = {'scores': scores, 'seed': seed, 'think': think,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
-                        'checkpoint': checkpoint.get('provenance'), **configurator.provenance()}
-            write_json(os.path.join(folder, kinds[split, sound] + '.json'), contents)
-        rows = graded(scores) if (split, sound) == ('all', 'clean') else []
+                        'checkpoint': checkpoint.get('provenance'), **provenance()}
+            write_json(os.path.join(folder, kind + suffix + '.json'), contents)
+        rows = graded(scores) if kind == 'scores' else []
         if rows:  # one table with what ask.py asks others
-            found = summarize(init_from if init_from == 'release' else out_dir, folder, rows)
+            found = summarize(folder if init_from == 'out_dir' else init_from, folder, rows)
             found['questions'] = 'tones'
-            write_json(os.path.join(folder, 'summary.json'), found)
+            write_json(os.path.join(folder, f'summary{suffix}.json'), found)
             show(found)
+        if errors:
+            write_errors(mistakes, folder, named + suffix)
+    except ValueError as e:
+        fail(e)
     except OSError as e:
         fail(f"cannot write to {folder}: {e.strerror}")

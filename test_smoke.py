@@ -19,7 +19,7 @@ from files import read_wav, write_wav
 from prepare import play_text
 from score import transcribe
 from tasks import TASKS
-from tests.helpers import TRAIN, is_png, output, path_of, refusal, rows_of, run, run_here
+from tests.helpers import TRAIN, files_in, is_png, output, path_of, refusal, rows_of, run, run_here
 
 # --- the command line, in the order in which one meets it ---
 
@@ -92,7 +92,7 @@ def test_sample_plays_a_question_and_a_recording_of_it(trained, capsys):
     assert 'asked ABCA, wanted ABCA, heard' in text
     files = ['000_answer.png', '000_answer.wav', '000_question.png', '000_question.wav',
              'index.html']
-    assert sorted(os.listdir(samples)) == files
+    assert files_in(samples) == files
     assert heard_in(samples / '000_question.wav') == 'ABCA'
     page = (samples / 'index.html').read_text()
     for name in files[:-1]:

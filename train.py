@@ -13,29 +13,33 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import signal
 import sys
 import time
 from dataclasses import asdict, fields
 
+# This comes first: --help and mistakes need not wait for the rest.
+import configurator
+
+# isort: split
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-import configurator
 import prepare
 from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import extended, load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
-from files import fresh_folder
 from kernels import capture, compile_parts, kernel_missing
+from losses import losses
 from model import HOP, CrossAttention, JMambaConfig, Mamba2, SelfAttention
+from results import clear_results, hold, provenance, write_whole
 from score import validate
-from tasks import REST, SYMBOLS, TASKS, n_so_far, so_far, taken
+from tasks import SYMBOLS, TASKS, n_so_far, taken
 
 # --- settings: config files and --key=value override them ---
 out_dir = ''             # where results go; '' is out/ and the config's name, and _s and the seed
@@ -43,6 +47,7 @@ eval_interval = 50       # iterations
 log_interval = 10
 eval_samples = 100       # questions of each validation split of each task
 test_samples = 1000      # questions of each test split at the end; 0 skips the tests
+overwrite = False        # remove what an earlier run left in out_dir
 init_from = 'scratch'    # or resume; or weights to go on from: release, or the folder of a run
 # data
 tasks = 'mirror'         # some of tasks/, with a comma between them
@@ -77,7 +82,7 @@ min_lr = 2e-4            # the lowest, at the end
 weight_decay = 0.1       # of matrices only
 grad_clip = 1.0          # 0 turns it off
 # system
-device = 'auto'          # auto, cpu, cuda
+device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 seed = 1337              # of weights and examples
@@ -120,7 +125,7 @@ for is_wrong, why in (
 # --- set up ---
 out_dir = out_dir or os.path.join('out', configurator.run_name('_'.join(names), seed))
 device = configurator.pick_device(device)
-kind = 'cuda' if device.startswith('cuda') else 'cpu'
+kind = torch.device(device).type
 if world > 1:
     dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
 if rank:  # only the first process talks
@@ -135,9 +140,9 @@ try:
     if init_from == 'scratch':
         model = make_model(c).to(device)
     else:
-        known = init_from if init_from in ('resume', 'release') else 'out_dir'
         folder = out_dir if init_from == 'resume' else init_from
-        model, checkpoint = load_checkpoint(folder, device, known)
+        is_folder = not re.search(r'^(resume|release|hf:.*|.*\.(pt|safetensors))$', init_from)
+        model, checkpoint = load_checkpoint(folder, device, 'out_dir' if is_folder else init_from)
         was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
         fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far'}
         if init_from == 'resume':
@@ -147,8 +152,10 @@ try:
         model = extended(model, c)
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
-    if init_from != 'resume' and not rank:  # what an earlier run left must not pass for this one's
-        fresh_folder(out_dir, r'(best|ckpt)\.pt|scores\.json')
+    if not rank:
+        hold(out_dir)
+        if init_from != 'resume':
+            clear_results(out_dir, overwrite)
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
     log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
 except ValueError as e:
@@ -166,6 +173,7 @@ lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rat
 optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 iter_num, best, seconds = 0, -1.0, 0.0
+to_validate = False  # a stop has come in between
 wrong = {t: 1.0 for t in names}  # share of the validation questions
 level = torch.full((), difficulty, device=device)  # a CUDA graph reads it there
 if init_from == 'resume':
@@ -174,10 +182,16 @@ if init_from == 'resume':
         for group, now in zip(saved['param_groups'], optimizer.param_groups, strict=True):
             group.update({k: now[k] for k in now if k != 'params'})  # the settings of this run
         optimizer.load_state_dict(saved)
-        generator.set_state(checkpoint['generator'].cpu())
+        state = checkpoint['generator'].cpu()
+        if len(state) == len(generator.get_state()):
+            generator.set_state(state)
+        else:
+            print("the random numbers of another kind of device cannot go on here: examples are "
+                  "drawn anew")
+            generator.manual_seed(seed + checkpoint['iter_num'])
         turns.setstate((3, tuple(checkpoint['turns']), None))
         iter_num, best, seconds = (checkpoint[k] for k in ('iter_num', 'best', 'seconds'))
-        wrong = checkpoint['wrong']
+        wrong, to_validate = checkpoint['wrong'], checkpoint.get('to_validate', False)
     except Exception:  # of any kind, if the file is damaged
         fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
 
@@ -188,62 +202,22 @@ def save(name):
     contents = {
         'model_args': asdict(model.config), 'model': model.state_dict(), 'config': config,
         'tones': {c: prepare.LOWEST + prepare.SPACING * i for i, c in enumerate(SYMBOLS)},
-        'provenance': configurator.provenance(), 'optimizer': optimizer.state_dict(),
+        'provenance': provenance(), 'optimizer': optimizer.state_dict(),
         'generator': generator.get_state(), 'turns': list(turns.getstate()[1]), 'wrong': wrong,
-        'iter_num': iter_num, 'best': best, 'seconds': seconds,
+        'iter_num': iter_num, 'best': best, 'seconds': seconds, 'to_validate': to_validate,
     }
     path = os.path.join(out_dir, name)
     try:
-        configurator.write_whole(path, lambda f: torch.save(contents, f))
+        write_whole(path, lambda f: torch.save(contents, f))
     except OSError as e:
         bar.close()
         fail(f"cannot write {path} ({e.strerror}); what was saved before is whole", 1)
 
 
-# --- losses ---
-
-def losses(frames, logits, so_far_logits, batch, hidden, task):
-    """What the model answered to a batch -> losses, those of weight 0 left out, by weight's name"""
-    T = logits.shape[1]
-    interval, middle = c.token / prepare.SAMPLE_RATE, c.middle / prepare.SAMPLE_RATE  # seconds
-    valid = torch.arange(T, device=device) * c.token < batch.lengths[:, None]  # (B, T)
-    out = {}
-
-    def mean(x, over):
-        """Every example counts alike."""
-        return ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()
-
-    def cross_entropy(scores, label):
-        return F.cross_entropy(scores.float().transpose(1, 2), label, reduction='none')
-
-    if w_frames:
-        wanted = model.hear(batch.answer).unflatten(2, (c.patch, -1))
-        off = frames.float().unflatten(1, (-1, c.patch)) - wanted
-        out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)), valid)
-    with torch.autocast(kind, enabled=False):
-        if w_symbols:
-            # What sounds in the middle of each token's frames, where the decoder can see it
-            label = prepare.sounding_at(batch.wanted, batch.rhythm, T, interval, middle)
-            label = torch.where(label == REST, len(SYMBOLS), label)
-            known = valid if hidden is None else valid & hidden.visible
-            out['w_symbols'] = mean(cross_entropy(logits, label), known)
-        if w_ctc:
-            silent = batch.wanted == REST
-            wanted = batch.wanted.gather(1, silent.long().argsort(dim=1, stable=True))
-            scores = logits.float().log_softmax(2).transpose(0, 1)  # (T, B, symbols and the blank)
-            out['w_ctc'] = F.ctc_loss(scores, wanted.clamp(min=0), valid.sum(1),
-                                      (~silent).sum(1), len(SYMBOLS), zero_infinity=True)
-        if w_so_far and TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken):
-            # After the last symbol that has been heard for 50 ms
-            slot = prepare.slot_at(batch.rhythm.start, T, interval, interval - 0.05)
-            label = so_far(task, batch.asked).gather(1, slot.clamp(min=0).long())
-            label = torch.where(slot < 0, -1, label)
-            off = cross_entropy(so_far_logits, label.clamp(min=0))
-            out['w_so_far'] = mean(off, valid & (label >= 0))
-    return out
-
-
 # --- one update ---
+
+weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far')}
+
 
 def examples(task):
     """For each forward of an update: batch, frames that may be generated, Hiding or None"""
@@ -276,7 +250,7 @@ def step(task, made):
     for batch, may_generate, hidden in made:
         with amp:
             answer = model(batch.question, batch.lengths, may_generate, hidden)
-            parts = losses(*answer, batch, hidden, task)
+            parts = losses(model, *answer, batch, hidden, task, weights, task in spoken)
             loss = sum(config[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
     numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
@@ -329,10 +303,42 @@ def get_lr(it):
     return (min_lr if it > lr_decay_iters else min_lr + above) * warmup
 
 
+def validate_and_save():
+    """Validate, and save the checkpoint -> False if an end was asked for before it was done"""
+    global wrong, best, seconds, clock, to_validate
+    found = [None]
+    if not rank:
+        with configurator.at_once():
+            found = [validate(model, names, spoken, eval_samples, seed + 1, device, think, sound,
+                              difficulty)]
+    if world > 1:  # what follows from it must be the same everywhere
+        dist.broadcast_object_list(found)
+    found, = found  # {'val': {task: exact match}, 'val_ood': ..., ...}
+    if not found:
+        return False
+    to_validate = False
+    right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
+    wrong = {t: 1 - x for t, x in right.items()}
+    score = sum(right.values()) / len(right)
+    better = score >= best
+    best = max(best, score)
+    seconds, clock = seconds + time.time() - clock, time.time()
+    row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': float(level), 'odds': odds}
+    print(json.dumps({**row, **found}), file=log_file)
+    shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
+    bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of distribution: "
+              f"{shown} | {seconds:.1f} s")
+    if better:  # first: a run that is killed in between does this evaluation again
+        save('best.pt')
+    save('ckpt.pt')
+    return True
+
+
 # --- the loop ---
 stop = configurator.catch_signals()
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=True if rank else None)
-clock, bad, ended = time.time(), 0, False
+clock, bad, odds = time.time(), 0, shares
+ended = to_validate and not validate_and_save()  # what a stop left undone
 while iter_num < max_iters and not ended:
     lr = get_lr(iter_num)
     for group in optimizer.param_groups:
@@ -384,25 +390,8 @@ while iter_num < max_iters and not ended:
 
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
-        found = [None if rank else validate(model, names, spoken, eval_samples, seed + 1, device,
-                                            think, sound, difficulty)]
-        if world > 1:  # what follows from it must be the same everywhere
-            dist.broadcast_object_list(found)
-        found, = found  # {'val': {task: exact match}, 'val_ood': ..., ...}
-        right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
-        wrong = {t: 1 - x for t, x in right.items()}
-        score = sum(right.values()) / len(right)
-        better = score >= best
-        best = max(best, score)
-        seconds, clock = seconds + time.time() - clock, time.time()
-        row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': float(level), 'odds': odds}
-        print(json.dumps({**row, **found}), file=log_file)
-        shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
-        bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of "
-                  f"distribution: {shown} | {seconds:.1f} s")
-        if better:  # first: a run that is killed in between does this evaluation again
-            save('best.pt')
-        save('ckpt.pt')
+        to_validate = True
+        ended = ended or not validate_and_save()
 
 # --- the end ---
 bar.close()
@@ -415,10 +404,12 @@ torch.cuda.empty_cache()
 if world > 1:
     dist.destroy_process_group()
 if ended:
-    again = [a for a in sys.argv if not a.startswith('--init_from=')] + ['--init_from=resume']
+    again = [a for a in sys.argv if not a.startswith(('--init_from=', '--overwrite='))]
+    again += ['--init_from=resume']
     runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
-    print(f"stopped at iteration {iter_num}; go on with: {runner} {shlex.join(again)}")
-    sys.exit(128 + (stop or [signal.SIGTERM])[0])
+    print(f"stopped at iteration {iter_num}, saved in {out_dir}/ckpt.pt; go on with: {runner} "
+          f"{shlex.join(again)}")
+    sys.exit((stop or [128 + signal.SIGTERM])[0])
 n_examples = iter_num * batch_size * gradient_accumulation_steps
 memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'cuda' else ''
 print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s{memory}")

@@ -114,6 +114,7 @@ def find_tones(waves, shortest=6):
     whole run, with a parabola through the three highest bins. It is UNKNOWN if no symbol is near,
     if a second peak, other than an overtone, is nearly as high, if the peak is lost in noise,
     or if most of the clip's tones are UNKNOWN."""
+    waves = waves.cpu() if waves.is_mps else waves  # Apple's GPUs have no doubles
     waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
     clip, first, last = find_runs(waves, shortest)
     if not len(clip):

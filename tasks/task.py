@@ -35,7 +35,8 @@ def decode(row):
 
 def randint(low, high, generator):
     """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
-    r = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
+    dtype = torch.float32 if low.is_mps else torch.float64  # Apple's GPUs have no doubles
+    r = torch.rand(low.shape, generator=generator, device=low.device, dtype=dtype)
     return low + (r * (high.floor() - low + 1)).long()
 
 

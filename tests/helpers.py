@@ -10,6 +10,8 @@ import sys
 
 import torch
 
+import configurator
+import results
 from model import JMambaConfig, MiniJMamba
 from tasks import decode
 
@@ -62,7 +64,7 @@ def run_here(script, *flags):
     """Run a script in this process, which need not load torch again -> its exit code and, if that
     is 0, its names"""
     argv, hook = sys.argv, sys.excepthook
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.getsignal(n) for n in configurator.caught()}
     sys.argv = [script, *map(str, flags)]
     try:
         return 0, runpy.run_path(path_of(script), run_name='__main__')
@@ -70,6 +72,8 @@ def run_here(script, *flags):
         return e.code or 0, {}
     finally:
         sys.argv, sys.excepthook = argv, hook
+        while results.holding:  # locks end with the process
+            results.holding.pop().close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -91,6 +95,11 @@ def refusal(capsys, script, *flags, code=2):
     assert ended == code, said
     assert is_one_line(said), said
     return said
+
+
+def files_in(folder):
+    """What a person sees in a folder: no lock, no list of what was written"""
+    return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
 
 
 def rows_of(path):

@@ -3,11 +3,14 @@ Files that are broken, missing, malicious or half written: a sentence, and nothi
 
 $ python -m pytest tests/test_files.py
 """
+import json
 import os
 import random
 import re
 import resource
+import shutil
 import struct
+import subprocess
 import sys
 import time
 
@@ -18,11 +21,11 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from checkpoint import load_checkpoint
-from configurator import write_whole
-from files import fresh_folder, read_wav, write_wav
+from files import read_wav, write_wav
 from prepare import play_text
+from results import fresh_folder, hold, holding, note_as_ours, write_ours, write_whole
 from score import transcribe
-from tests.helpers import output, refusal
+from tests.helpers import ROOT, TRAIN, output, path_of, refusal
 
 # --- WAV files ---
 
@@ -273,7 +276,7 @@ def test_a_folder_without_a_checkpoint_gets_a_sentence(script, tmp_path, capsys)
     ('sample.py', '--task=sing', 'task is mirror or mod or bracket or reverse'),
     ('score.py', '--num_samples=0', 'num_samples must be at least 1, not 0'),
     ('score.py', '--split=ood_lenght', 'ood_length_15'),
-    ('score.py', '--init_from=best', "init_from is 'out_dir' or 'release'"),
+    ('score.py', '--init_from=best', 'init_from is out_dir, release, a file'),
 ])
 def test_what_a_checkpoint_cannot_be_asked(script, flag, says, trained, capsys):
     said = refusal(capsys, script, f'--out_dir={trained}', flag)
@@ -304,7 +307,101 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_a_fresh_folder_keeps_the_files_of_others(tmp_path):
-    for name in ('000_answer.wav', '000_answer.wav.bak', 'my.wav'):
-        (tmp_path / name).write_text('')
-    fresh_folder(str(tmp_path), r'\d+_(question|answer)\.wav')
-    assert sorted(os.listdir(tmp_path)) == ['000_answer.wav.bak', 'my.wav']
+    pattern = r'\d+_(question|answer)\.wav'
+    for name in ('000_answer.wav', '001_answer.wav', '000_answer.wav.bak', 'my.wav'):
+        (tmp_path / name).write_text('sound')
+    for name in ('000_answer.wav', '001_answer.wav'):
+        note_as_ours(str(tmp_path / name))
+    fresh_folder(str(tmp_path), pattern)
+    kept = ['.written', '000_answer.wav.bak', 'my.wav']
+    assert sorted(os.listdir(tmp_path)) == kept
+
+    # One by a person, and one that a person has changed since
+    for name, contents in (('000_answer.wav', 'mine'), ('001_answer.wav', 'changed')):
+        (tmp_path / name).write_text(contents)
+        with pytest.raises(ValueError, match=f'{name} is in the way'):
+            fresh_folder(str(tmp_path), pattern)
+        with pytest.raises(ValueError, match=f'{name} is in the way'):
+            write_ours(str(tmp_path / name), lambda f: f.write(b'ours'))
+        assert (tmp_path / name).read_text() == contents
+        os.remove(tmp_path / name)
+    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours'))
+    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours again'))
+    assert (tmp_path / '000_answer.wav').read_text() == 'ours again'
+
+
+@pytest.fixture
+def another_run():
+    """Give it a folder, which another process then holds"""
+    processes = []
+
+    def start(folder):
+        code = f'from results import hold; hold({str(folder)!r}); print(); input()'
+        p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, cwd=ROOT)
+        processes.append(p)
+        p.stdout.readline()
+        return p
+
+    yield start
+    for p in processes:
+        p.kill()
+        p.wait()
+
+
+def test_a_lock_ends_with_its_process(tmp_path, another_run):
+    p = another_run(tmp_path)
+    with pytest.raises(ValueError, match='another run writes to'):
+        hold(str(tmp_path))
+    p.kill()
+    p.wait()
+    hold(str(tmp_path))
+    holding.pop().close()
+
+
+@pytest.mark.parametrize('script, flags, folder', [
+    ('train.py', [path_of('config/mirror.py'), *TRAIN], '.'),
+    ('sample.py', ['--init_from=release', '--start=AB'], '.'),
+    ('prepare.py', ['--num_samples=2'], 'mirror/iid'),
+    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], 'dyna'),
+])
+def test_two_runs_do_not_share_a_folder(script, flags, folder, tmp_path, capsys, another_run):
+    another_run(tmp_path / folder)
+    where = 'sample_dir' if script == 'sample.py' else 'out_dir'
+    assert 'another run writes' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
+    assert os.listdir(tmp_path / folder) == ['.lock']
+
+
+@pytest.mark.parametrize('script, flags, name', [
+    ('sample.py', ['--init_from=release', '--start=AB'], '001_answer.png'),
+    ('sample.py', ['--init_from=release', '--start=AB'], 'index.html'),
+    ('prepare.py', ['--num_samples=2'], 'mirror/iid/000007_answer.wav'),
+    ('prepare.py', ['--num_samples=2'], 'mirror/iid/metadata.jsonl'),
+    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], 'dyna/test.jsonl'),
+])
+def test_a_person_keeps_their_files(script, flags, name, tmp_path, capsys):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('mine')
+    where = 'sample_dir' if script == 'sample.py' else 'out_dir'
+    assert f'{path} is in the way' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
+    assert path.read_text() == 'mine'
+    path.unlink()
+    for _ in range(2):  # what it wrote itself, it may replace
+        output(capsys, script, *flags, f'--{where}={tmp_path}')
+
+
+def test_a_longer_test_is_not_replaced_by_a_shorter(tmp_path, trained, capsys):
+    shutil.copy(trained / 'best.pt', tmp_path)
+    flags = [f'--out_dir={tmp_path}', '--device=cpu', '--errors=true']
+    output(capsys, 'score.py', *flags, '--num_samples=3')
+    names = sorted(os.listdir(tmp_path))
+    before = {name: (tmp_path / name).read_bytes() for name in names if '.json' in name}
+    assert {'scores.json', 'errors.jsonl'} <= set(before)
+    assert 'there are some of 3 questions' in output(capsys, 'score.py', *flags, '--num_samples=2')
+    for name, contents in before.items():
+        assert (tmp_path / name).read_bytes() == contents
+        short = (tmp_path / name.replace('.json', '_2.json')).read_text()
+        assert short and short.encode() != contents
+    output(capsys, 'score.py', *flags, '--num_samples=4')
+    assert json.loads((tmp_path / 'scores.json').read_text())['scores']['mirror']['iid']['n'] == 4

@@ -4,7 +4,6 @@ Always listening: where questions begin and end, and what is no question.
 $ python -m pytest tests/test_listen.py
 """
 import io
-import os
 import subprocess
 import sys
 
@@ -18,7 +17,7 @@ from files import SAMPLE_RATE, read_stream, write_wav
 from listen import conversations, first_question, is_question, listen, skip
 from prepare import Rhythm, make_rhythm, play, play_text
 from tasks import encode
-from tests.helpers import gen, path_of, refusal, run, tiny_model
+from tests.helpers import files_in, gen, path_of, refusal, run, tiny_model
 from transcribe import transcribe
 
 
@@ -173,7 +172,7 @@ def test_listening_to_a_pipe(stream, trained, tmp_path):
     assert lines[0].startswith('listening') and 'silent for 0.3 s' in lines[0]
     assert len([line for line in lines if line.startswith('the scorer heard')]) == 4
     assert 'the scorer heard 987%65 asked' in p.stdout
-    assert sorted(os.listdir(tmp_path)) == [f'{i:03d}_{kind}.wav' for i in range(4)
+    assert files_in(tmp_path) == [f'{i:03d}_{kind}.wav' for i in range(4)
                                             for kind in ('answer', 'question')]
 
 

@@ -5,17 +5,21 @@ $ python -m pytest tests/test_settings.py
 """
 import glob
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 import torch
 
 import configurator
+import results
 from configurator import configure, run_name
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal, run_here
 
-SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'inside.py', 'bench.py']
+SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'inside.py', 'bench.py',
+           'ask.py', 'checkpoint.py']
 
 
 @pytest.fixture
@@ -234,7 +238,23 @@ def test_help_of_train_lists_the_settings_of_the_model(capsys):
 
 def test_provenance_names_the_command_and_the_versions(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['/somewhere/train.py', '--out_dir=a b'])
-    found = configurator.provenance()
+    found = results.provenance()
     assert found['command'] == "train.py '--out_dir=a b'"
     assert found['torch'] == torch.__version__
     assert {'commit', 'python', 'numpy', 'scipy'} <= set(found)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_and_mistakes_need_no_torch(script, tmp_path, capsys):
+    for module in ('torch', 'numpy', 'matplotlib', 'tqdm', 'httpx'):
+        (tmp_path / f'{module}.py').write_text('raise SystemExit("this takes seconds")')
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+
+    def early(*flags):
+        return subprocess.run([sys.executable, path_of(script), *flags], env=environment,
+                              capture_output=True, text=True)
+
+    assert early('--help').stdout == output(capsys, script, '--help')
+    p = early('--batchsize=3')
+    assert p.returncode == 2
+    assert p.stderr == refusal(capsys, script, '--batchsize=3')

@@ -179,11 +179,15 @@ def test_weights_alone_cannot_be_resumed(tmp_path, trained, capsys):
 def test_a_run_does_not_pass_off_an_earlier_one(tmp_path, capsys):
     (tmp_path / 'best.pt').write_bytes(b'of an earlier run')
     (tmp_path / 'scores.json').write_text('{}')
+    said = refusal(capsys, 'train.py', *UNTESTED, f'--out_dir={tmp_path}')
+    assert '--init_from=resume' in said and '--overwrite=true' in said
+    assert {'best.pt', 'scores.json'} < set(os.listdir(tmp_path))
     # A run that blows up says so, and saves nothing of it.
-    flags = [f'--out_dir={tmp_path}', '--learning_rate=1e30', '--warmup_iters=0', '--grad_clip=0']
+    flags = [f'--out_dir={tmp_path}', '--overwrite=true', '--learning_rate=1e30',
+             '--warmup_iters=0', '--grad_clip=0']
     assert train_here(*flags) == 1
     assert 'learning_rate' in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ['log.jsonl']
+    assert sorted(os.listdir(tmp_path)) == ['.lock', 'log.jsonl']
 
 
 # --- what is trained on ---

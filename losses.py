@@ -1,0 +1,52 @@
+"""
+What the model is taught: the sound of the answer, and with less weight its symbols and, from the
+encoder alone, what the question comes to so far.
+"""
+import torch
+import torch.nn.functional as F
+
+from prepare import SAMPLE_RATE, slot_at, sounding_at
+from tasks import REST, SYMBOLS, TASKS, so_far
+
+
+def losses(model, frames, logits, so_far_logits, batch, hidden, task, weights, aloud):
+    """What a model answered to a batch (see model.py), perhaps with Hiding, and the weight of each
+    loss -> losses by the weight's name, those of weight 0 left out. aloud: the batch holds lines of
+    working."""
+    c, T, device = model.config, logits.shape[1], logits.device
+    interval, middle = c.token / SAMPLE_RATE, c.middle / SAMPLE_RATE  # seconds
+    valid = torch.arange(T, device=device) * c.token < batch.lengths[:, None]  # (B, T)
+    out = {}
+
+    def mean(x, over):
+        """Every example counts alike."""
+        return ((x * over).sum(1) / over.sum(1).clamp(min=1)).mean()
+
+    def cross_entropy(scores, label):
+        return F.cross_entropy(scores.float().transpose(1, 2), label, reduction='none')
+
+    if weights['w_frames']:
+        wanted = model.hear(batch.answer).unflatten(2, (c.patch, -1))
+        off = frames.float().unflatten(1, (-1, c.patch)) - wanted
+        out['w_frames'] = mean((off.abs() + off.square()).mean((2, 3)), valid)
+    with torch.autocast(device.type, enabled=False):
+        if weights['w_symbols']:
+            # What sounds in the middle of each token's frames, where the decoder can see it
+            label = sounding_at(batch.wanted, batch.rhythm, T, interval, middle)
+            label = torch.where(label == REST, len(SYMBOLS), label)
+            known = valid if hidden is None else valid & hidden.visible
+            out['w_symbols'] = mean(cross_entropy(logits, label), known)
+        if weights['w_ctc']:
+            silent = batch.wanted == REST
+            wanted = batch.wanted.gather(1, silent.long().argsort(dim=1, stable=True))
+            scores = logits.float().log_softmax(2).transpose(0, 1)  # (T, B, symbols and the blank)
+            out['w_ctc'] = F.ctc_loss(scores, wanted.clamp(min=0), valid.sum(1),
+                                      (~silent).sum(1), len(SYMBOLS), zero_infinity=True)
+        if weights['w_so_far'] and TASKS[task].so_far and (TASKS[task].so_far_aloud or not aloud):
+            # After the last symbol that has been heard for 50 ms
+            slot = slot_at(batch.rhythm.start, T, interval, interval - 0.05)
+            label = so_far(task, batch.asked).gather(1, slot.clamp(min=0).long())
+            label = torch.where(slot < 0, -1, label)
+            off = cross_entropy(so_far_logits, label.clamp(min=0))
+            out['w_so_far'] = mean(off, valid & (label >= 0))
+    return out
