@@ -107,6 +107,7 @@ class Spectrum(nn.Module):
     def stft(self, wave):
         """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F)"""
         blocks = F.pad(wave, (2 * HOP, 0)).unfold(1, 3 * HOP, HOP)
+        blocks = blocks.contiguous()  # or a CPU would multiply row by row
         return (blocks @ self.analysis).unflatten(2, (2, -1))
 
     def istft(self, spectrum):
