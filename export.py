@@ -6,9 +6,11 @@ $ python export.py --init_from=release     # writes demo/, in half a minute
 $ python -m http.server -d demo            # then open http://localhost:8000
 
 Any static host can serve demo/. It holds the page (page/ has its source), settings.json with the
-alphabet, model.onnx, and onnxruntime-web, which runs the model in the browser. The model there is
-one pass, from sound to sound; the page lets it hear its own answer until that stays the same.
+alphabet, model.onnx.gz, and onnxruntime-web, which runs the model in the browser. The model there
+is one pass, from sound to sound; the page lets it hear its own answer until that stays the same.
+Its weights are rounded to 8 bits.
 """
+import gzip
 import inspect
 import logging
 import math
@@ -32,6 +34,7 @@ from think import TONE, change, one_pass
 
 try:
     import onnx
+    from onnx.helper import make_node as node
     from onnxscript import optimizer
 except ImportError:
     fail("export.py needs onnx and onnxscript: pip install onnx onnxscript")
@@ -40,6 +43,7 @@ RUNTIME = 'onnxruntime-web@1.20.1'
 RUNTIME_FILES = 'ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
 LONGEST = 60  # seconds of a question at most, as the scan takes all of it at once
 PASSES = 64   # of a question at most
+STEPS = 127   # of a weight, either way, to the largest of its row
 
 
 # --- the model as a graph ---
@@ -63,15 +67,17 @@ class OneChunk(Mamba2):
 
 @torch.no_grad()
 def exportable(model):
-    """A model -> the same with other scans, and weights that float16 holds exactly"""
+    """A model -> the same with other scans, and each row of its matrices rounded to 255 steps"""
     net = MiniJMamba(model.config, OneChunk)
     net.load_state_dict(model.state_dict())
     for layer in net.modules():
-        if isinstance(layer, Mamba2):  # so that their product is held exactly, too
+        if isinstance(layer, Mamba2):  # their product is what is used
             layer.out_proj.weight *= layer.gate_norm
             layer.gate_norm.fill_(1)
     for p in net.parameters():
-        p.copy_(p.half())
+        if p.dim() == 2:
+            step = p.abs().amax(1, keepdim=True).clamp(min=1e-12) / STEPS
+            p.copy_((p / step).round() * step)
     return net.eval()
 
 
@@ -114,23 +120,34 @@ def to_onnx(net):
 
 
 def shrink(graph):
-    """Store as float16 what that holds exactly, which is all large weights, and drop where in the
-    code each node comes from"""
-    casts = []
-    for tensor in graph.initializer:
+    """Store matrices in few bytes, and drop where in the code each node comes from. What was
+    rounded to 255 steps becomes int8; it may have been transposed since."""
+    unpack = []
+    for tensor in list(graph.initializer):
         del tensor.metadata_props[:]
-        numbers = onnx.numpy_helper.to_array(tensor)
-        with np.errstate(over='ignore'):
-            half = numbers.astype(np.float16)
-        if numbers.dtype == np.float32 and numbers.size >= 1000 and (half == numbers).all():
-            name = tensor.name
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half, name + '_half'))
-            casts.append(onnx.helper.make_node('Cast', [name + '_half'], [name],
-                                               to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    for node in nodes:
-        del node.metadata_props[:]
-        node.doc_string = ''
+        numbers, name = onnx.numpy_helper.to_array(tensor), tensor.name
+        if numbers.dtype != np.float32 or numbers.ndim != 2 or numbers.size < 500:
+            continue
+        for axis in (1, 0):
+            step = np.abs(numbers).max(axis, keepdims=True).clip(1e-12) / STEPS
+            steps = np.rint(numbers / step)
+            if np.allclose(steps * step, numbers, rtol=1e-5, atol=0):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(steps.astype(np.int8), name + '_int8'))
+                graph.initializer.append(onnx.numpy_helper.from_array(step, name + '_step'))
+                unpack += [
+                    node('Cast', [name + '_int8'], [name + '_float'], to=onnx.TensorProto.FLOAT),
+                    node('Mul', [name + '_float', name + '_step'], [name]),
+                ]
+                break
+        else:
+            if len(numbers) < len(numbers[0]):  # Spectrum.synthesis: its columns are alike
+                turned = np.ascontiguousarray(numbers.T)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(turned, name + '_turned'))
+                unpack.append(node('Transpose', [name + '_turned'], [name]))
+    nodes = [*unpack, *graph.node]
+    for each in nodes:
+        del each.metadata_props[:]
+        each.doc_string = ''
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
 
@@ -151,24 +168,30 @@ def about(task):
 
 def add_runtime(folder):
     """Put onnxruntime-web's files into a folder: those of node_modules/, or else from npm"""
-    installed = os.path.join(HERE, 'node_modules', 'onnxruntime-web', 'dist')
-    if os.path.isdir(installed):
+    dist = os.path.join(HERE, 'node_modules', 'onnxruntime-web', 'dist')
+    with tempfile.TemporaryDirectory() as fetched:
+        if not os.path.isdir(dist):
+            if not shutil.which('npm'):
+                fail("export.py fetches onnxruntime-web by npm, which is not there; install "
+                     "Node.js from https://nodejs.org", 1)
+            command = ['npm', 'pack', RUNTIME, '--silent', '--pack-destination', fetched]
+            npm = subprocess.run(command, capture_output=True, text=True)
+            if npm.returncode:
+                fail(f"npm could not fetch {RUNTIME}; is there a network?", 1)
+            with tarfile.open(os.path.join(fetched, npm.stdout.split()[-1])) as package:
+                package.extractall(fetched, filter='data')
+            dist = os.path.join(fetched, 'package', 'dist')
         for name in RUNTIME_FILES:
-            shutil.copy(os.path.join(installed, name), folder)
-        return
-    if not shutil.which('npm'):
-        fail("export.py fetches onnxruntime-web by npm, which is not there; install Node.js from "
-             "https://nodejs.org", 1)
-    command = ['npm', 'pack', RUNTIME, '--silent', '--pack-destination', folder]
-    npm = subprocess.run(command, capture_output=True, text=True)
-    if npm.returncode:
-        fail(f"npm could not fetch {RUNTIME}; is there a network?", 1)
-    package = os.path.join(folder, npm.stdout.split()[-1])
-    with tarfile.open(package) as archive:
-        for name in RUNTIME_FILES:
-            with open(os.path.join(folder, name), 'wb') as f:
-                shutil.copyfileobj(archive.extractfile(f'package/dist/{name}'), f)
-    os.remove(package)
+            shutil.copy(os.path.join(dist, name), folder)
+
+
+def pack(path):
+    """Compress a file: a page that is served by http.server is small only then"""
+    with open(path, 'rb') as f:
+        packed = gzip.compress(f.read(), mtime=0)
+    with open(path + '.gz', 'wb') as f:
+        f.write(packed)
+    os.remove(path)
 
 
 def settings_of(model, tasks, aloud):
@@ -209,10 +232,12 @@ if __name__ == '__main__':
             for name in os.listdir(os.path.join(HERE, 'page')):
                 shutil.copy(os.path.join(HERE, 'page', name), made)
             write_json(os.path.join(made, 'settings.json'), settings_of(model, tasks, aloud))
-            program = to_onnx(exportable(model))
-            onnx.save(program, os.path.join(made, 'model.onnx'))
+            onnx.save(to_onnx(exportable(model)), os.path.join(made, 'model.onnx'))
+            for name in os.listdir(made):
+                if name.endswith(('.onnx', '.wasm')):
+                    pack(os.path.join(made, name))
             names = os.listdir(made)
-            sizes = {name: os.path.getsize(os.path.join(made, name)) for name in names}
+            size = sum(os.path.getsize(os.path.join(made, name)) for name in names)
             os.makedirs(demo_dir, exist_ok=True)
             for name in names:
                 shutil.move(os.path.join(made, name), os.path.join(demo_dir, name))
@@ -220,7 +245,5 @@ if __name__ == '__main__':
         fail(e)
     except OSError as e:
         fail(f"cannot write to {demo_dir}: {e.strerror}", 1)
-    page = sum(size for name, size in sizes.items() if name not in RUNTIME_FILES)
-    print(f"wrote {demo_dir}: {page / 1e6:.1f} MB, and {RUNTIME} of "
-          f"{(sum(sizes.values()) - page) / 1e6:.1f} MB")
-    print(f"to open it: python -m http.server -d {demo_dir}, then http://localhost:8000")
+    print(f"wrote {demo_dir}, {size / 1e6:.1f} MB; to open it run python -m http.server -d "
+          f"{demo_dir} and go to http://localhost:8000")

@@ -309,6 +309,15 @@ function makeKeys() {
   }
 }
 
+// A packed file -> what is in it. Some hosts unpack it themselves.
+async function unpack(path) {
+  const bytes = await (await fetch(path)).arrayBuffer();
+  const [first, second] = new Uint8Array(bytes);
+  if (first !== 0x1f || second !== 0x8b) return bytes;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  return new Response(stream).arrayBuffer();
+}
+
 async function begin() {
   if (location.protocol === 'file:') {
     throw new Sentence('Browsers run this page from a server only: python -m http.server -d demo');
@@ -319,7 +328,9 @@ async function begin() {
   makeKeys();
   $('play').open = innerWidth > 600;  // a telephone has no room
   ort.env.wasm.numThreads = 1;
-  network = await ort.InferenceSession.create('model.onnx', {executionProviders: ['wasm']});
+  ort.env.wasm.wasmBinary = await unpack('ort-wasm-simd-threaded.wasm.gz');
+  const model = new Uint8Array(await unpack('model.onnx.gz'));
+  network = await ort.InferenceSession.create(model, {executionProviders: ['wasm']});
   say('Ready.');
   $('form').addEventListener('submit', (event) => {
     event.preventDefault();
