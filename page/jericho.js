@@ -3,7 +3,7 @@
 // sound.js comes first.
 'use strict';
 
-let network;   // model.onnx: one pass, from sound to sound
+let network;  // model.onnx: one pass, from sound to sound
 
 // --- the network ---
 
@@ -50,7 +50,7 @@ const NAMES = {
 };
 
 let asked = 0;                 // questions so far; a new one ends the one before
-let turn = Promise.resolve();  // of who may use the network
+let turn;                      // of who may use the network: when those before are done
 
 function say(sentence) {
   $('said').textContent = sentence;
@@ -80,7 +80,8 @@ function cleaned(text) {
 }
 
 function askText() {
-  return attempt(async () => {
+  return attempt(() => {
+    if (!settings) return;
     const text = cleaned($('question').value);
     $('question').value = text;
     // Some tasks want silence behind a question. The task is the one with the fewest symbols.
@@ -88,7 +89,7 @@ function askText() {
     fit.sort((a, b) => a.symbols.length - b.symbols.length);
     $('link').href = '?ask=' + encodeURIComponent(text);
     $('link').hidden = false;
-    await ask(synthesize(text, fit.length ? fit[0].rest : 0), text);
+    ask(synthesize(text, fit.length ? fit[0].rest : 0), text);
   });
 }
 
@@ -96,11 +97,10 @@ function askText() {
 function ask(wave, text) {
   const mine = ++asked;
   turn = turn.then(() => attempt(() => answer(wave, text, mine)));
-  return turn;
 }
 
 async function answer(question, text, mine) {
-  if (mine !== asked) return;
+  if (mine !== asked || !network) return;
   if (question.length > settings.longest * settings.rate) {
     throw new Sentence(`A question may last ${settings.longest} seconds at most.`);
   }
@@ -216,7 +216,7 @@ async function askFile(blob) {
   const begin = Math.max(0, sounds.indexOf(true) - 3) * HOP;
   const question = wave.slice(begin, (sounds.lastIndexOf(true) + 6) * HOP);
   $('link').hidden = true;
-  await ask(question, transcribe(spectrumOf(question)) || 'a sound');
+  ask(question, transcribe(spectrumOf(question)) || 'a sound');
 }
 
 let recorder;
@@ -327,26 +327,26 @@ async function begin() {
   makeExamples();
   makeKeys();
   $('play').open = innerWidth > 600;  // a telephone has no room
+  $('record').addEventListener('click', () => attempt(record));
+  $('file').addEventListener('change', () => attempt(async () => {
+    const [file] = $('file').files;
+    $('file').value = '';  // the same may be opened again
+    if (file) await askFile(file);
+  }));
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary = await unpack('ort-wasm-simd-threaded.wasm.gz');
   const model = new Uint8Array(await unpack('model.onnx.gz'));
   network = await ort.InferenceSession.create(model, {executionProviders: ['wasm']});
   say('Ready.');
-  $('form').addEventListener('submit', (event) => {
-    event.preventDefault();
-    askText();
-  });
-  $('record').addEventListener('click', () => attempt(record));
-  $('file').addEventListener('change', () => attempt(async () => {
-    const [file] = $('file').files;
-    if (file) await askFile(file);
-    $('file').value = '';
-  }));
-  const linked = new URLSearchParams(location.search).get('ask');
-  if (linked) {
-    $('question').value = linked;
-    askText();
-  }
 }
 
-attempt(begin);
+$('form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  askText();
+});
+const linked = new URLSearchParams(location.search).get('ask');
+turn = attempt(begin);
+if (linked) {
+  $('question').value = linked;
+  turn = turn.then(askText);
+}
