@@ -8,7 +8,6 @@ $ python -m http.server -d demo            # then open http://localhost:8000
 Any static host can serve demo/. It holds the page (page/ has its source), settings.json with the
 alphabet, model.onnx.gz, and onnxruntime-web, which runs the model in the browser. The model there
 is one pass, from sound to sound; the page lets it hear its own answer until that stays the same.
-Its weights are rounded to 8 bits.
 """
 import gzip
 import inspect
@@ -43,6 +42,7 @@ RUNTIME = 'onnxruntime-web@1.20.1'
 RUNTIME_FILES = 'ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
 LONGEST = 60  # seconds of a question at most, as the scan takes all of it at once
 PASSES = 64   # of a question at most
+FLOAT = onnx.TensorProto.FLOAT
 STEPS = 127   # of a weight, either way, to the largest of its row
 
 
@@ -66,10 +66,12 @@ class OneChunk(Mamba2):
 
 
 @torch.no_grad()
-def exportable(model):
-    """A model -> the same with other scans, and each row of its matrices rounded to 255 steps"""
-    net = MiniJMamba(model.config, OneChunk)
+def exportable(model, rounded=True):
+    """A model -> the same with other scans, and perhaps each row of a matrix rounded to int8"""
+    net = MiniJMamba(model.config, OneChunk).eval()
     net.load_state_dict(model.state_dict())
+    if not rounded:
+        return net
     for layer in net.modules():
         if isinstance(layer, Mamba2):  # their product is what is used
             layer.out_proj.weight *= layer.gate_norm
@@ -78,7 +80,7 @@ def exportable(model):
         if p.dim() == 2:
             step = p.abs().amax(1, keepdim=True).clamp(min=1e-12) / STEPS
             p.copy_((p / step).round() * step)
-    return net.eval()
+    return net
 
 
 class OnePass(torch.nn.Module):
@@ -119,32 +121,43 @@ def to_onnx(net):
     return program
 
 
+def in_steps(numbers):
+    """A matrix -> (int8, what each row or column of them is multiplied by), if it is that"""
+    for axis in (1, 0):  # exporting transposes some
+        step = np.abs(numbers).max(axis, keepdims=True).clip(1e-12) / STEPS
+        steps = np.rint(numbers / step)
+        if np.allclose(steps * step, numbers, rtol=1e-5, atol=0):
+            return steps.astype(np.int8), step
+    return None
+
+
 def shrink(graph):
-    """Store matrices in few bytes, and drop where in the code each node comes from. What was
-    rounded to 255 steps becomes int8; it may have been transposed since."""
-    unpack = []
+    """Store matrices in few bytes, without loss, and drop where in the code each node comes from"""
+    nodes = []
     for tensor in list(graph.initializer):
         del tensor.metadata_props[:]
         numbers, name = onnx.numpy_helper.to_array(tensor), tensor.name
         if numbers.dtype != np.float32 or numbers.ndim != 2 or numbers.size < 500:
             continue
-        for axis in (1, 0):
-            step = np.abs(numbers).max(axis, keepdims=True).clip(1e-12) / STEPS
-            steps = np.rint(numbers / step)
-            if np.allclose(steps * step, numbers, rtol=1e-5, atol=0):
-                tensor.CopyFrom(onnx.numpy_helper.from_array(steps.astype(np.int8), name + '_int8'))
-                graph.initializer.append(onnx.numpy_helper.from_array(step, name + '_step'))
-                unpack += [
-                    node('Cast', [name + '_int8'], [name + '_float'], to=onnx.TensorProto.FLOAT),
-                    node('Mul', [name + '_float', name + '_step'], [name]),
-                ]
-                break
+        found, half = in_steps(numbers), numbers.astype(np.float16)
+        if found:
+            stored, step = found
+            graph.initializer.append(onnx.numpy_helper.from_array(step, name + '_step'))
+            nodes.append(node('Cast', [name + '_int8'], [name + '_steps'], to=FLOAT))
+            nodes.append(node('Mul', [name + '_steps', name + '_step'], [name]))
+            name += '_int8'
+        elif (half == numbers).all():
+            stored = half
+            nodes.append(node('Cast', [name + '_half'], [name], to=FLOAT))
+            name += '_half'
+        elif len(numbers) < len(numbers[0]):  # Spectrum.synthesis: the columns repeat themselves
+            stored = np.ascontiguousarray(numbers.T)
+            nodes.append(node('Transpose', [name + '_turned'], [name]))
+            name += '_turned'
         else:
-            if len(numbers) < len(numbers[0]):  # Spectrum.synthesis: its columns are alike
-                turned = np.ascontiguousarray(numbers.T)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(turned, name + '_turned'))
-                unpack.append(node('Transpose', [name + '_turned'], [name]))
-    nodes = [*unpack, *graph.node]
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(stored, name))
+    nodes.extend(graph.node)
     for each in nodes:
         del each.metadata_props[:]
         each.doc_string = ''
@@ -172,8 +185,8 @@ def add_runtime(folder):
     with tempfile.TemporaryDirectory() as fetched:
         if not os.path.isdir(dist):
             if not shutil.which('npm'):
-                fail("export.py fetches onnxruntime-web by npm, which is not there; install "
-                     "Node.js from https://nodejs.org", 1)
+                fail("onnxruntime-web comes by npm, which is not there; install Node.js from "
+                     "https://nodejs.org", 1)
             command = ['npm', 'pack', RUNTIME, '--silent', '--pack-destination', fetched]
             npm = subprocess.run(command, capture_output=True, text=True)
             if npm.returncode:
@@ -217,6 +230,7 @@ if __name__ == '__main__':
     out_dir = 'out/mirror'  # folder of the checkpoint
     init_from = 'out_dir'   # or release: the weights that come with the code
     demo_dir = 'demo'       # where to write
+    rounded = True          # weights to 8 bits: 5 MB in all; as they are it is 6 MB
     configure(globals())
     try:
         model, checkpoint = load_checkpoint(out_dir, 'cpu', init_from)
@@ -232,7 +246,7 @@ if __name__ == '__main__':
             for name in os.listdir(os.path.join(HERE, 'page')):
                 shutil.copy(os.path.join(HERE, 'page', name), made)
             write_json(os.path.join(made, 'settings.json'), settings_of(model, tasks, aloud))
-            onnx.save(to_onnx(exportable(model)), os.path.join(made, 'model.onnx'))
+            onnx.save(to_onnx(exportable(model, rounded)), os.path.join(made, 'model.onnx'))
             for name in os.listdir(made):
                 if name.endswith(('.onnx', '.wasm')):
                     pack(os.path.join(made, name))
