@@ -213,7 +213,8 @@ def settings_of(model, tasks, aloud):
         'symbols': SYMBOLS,
         'lowest': prepare.LOWEST,     # hertz of the first symbol
         'spacing': prepare.SPACING,   # and from each to the next
-        'tone': prepare.TONE,         # seconds
+        'lead': prepare.LEAD / 2,     # seconds, as all others in the middle of their range
+        'tone': prepare.TONE,
         'gap': prepare.GAP,
         'fade': prepare.FADE,
         'loudness': prepare.LOUDNESS,

@@ -13,9 +13,10 @@ let settings;  // of settings.json
 
 // Text, and so many silent slots behind it -> samples
 function synthesize(text, rest = 0) {
-  const {rate, tone, gap, fade} = settings;
+  const {rate, lead, tone, gap, fade} = settings;
+  const first = Math.round(lead * rate);
   const slot = Math.round((tone + gap) * rate);
-  const wave = new Float32Array((text.length + rest) * slot);
+  const wave = new Float32Array(first + (text.length + rest) * slot);
   for (let i = 0; i < text.length; i++) {
     const hertz = hertzOf(settings.symbols.indexOf(text[i]));
     for (let n = 0; n < tone * rate; n++) {
@@ -23,7 +24,7 @@ function synthesize(text, rest = 0) {
       const toEdge = Math.min(seconds, tone - seconds);
       const loud = Math.sin(Math.min(1, toEdge / fade) * Math.PI / 2) ** 2;
       const sine = Math.sin(2 * Math.PI * hertz * seconds);
-      wave[i * slot + n] = settings.loudness * loud * sine;
+      wave[first + i * slot + n] = settings.loudness * loud * sine;
     }
   }
   return wave;
