@@ -108,7 +108,7 @@ async function answer(question, text, mine) {
   $('sound').hidden = true;
   say('Thinking …');
   show('question', question);
-  $('said').scrollIntoView({block: 'nearest'});
+  reveal();
   let passes = 0;
   let done = false;
   let wave = question;
@@ -130,7 +130,13 @@ async function answer(question, text, mine) {
   if ($('audio').src) URL.revokeObjectURL($('audio').src);
   $('audio').src = $('download').href = URL.createObjectURL(wavFile(wave));
   $('sound').hidden = false;
+  reveal();
   $('audio').play().catch(() => {});  // a browser may want a click first
+}
+
+// Scroll to the answer: on a telephone what stands above it leaves it no room.
+function reveal() {
+  $('said').scrollIntoView({block: innerWidth > 600 ? 'nearest' : 'start'});
 }
 
 // Add a sound to the list of passes -> what is heard in it
