@@ -33,7 +33,6 @@ from think import TONE, change, one_pass
 
 try:
     import onnx
-    from onnx.helper import make_node as node
     from onnxscript import optimizer
 except ImportError:
     fail("export.py needs onnx and onnxscript: pip install onnx onnxscript")
@@ -42,8 +41,6 @@ RUNTIME = 'onnxruntime-web@1.20.1'
 RUNTIME_FILES = 'ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
 LONGEST = 60  # seconds of a question at most, as the scan takes all of it at once
 PASSES = 64   # of a question at most
-FLOAT = onnx.TensorProto.FLOAT
-STEPS = 127   # of a weight, either way, to the largest of its row
 
 
 # --- the model as a graph ---
@@ -66,20 +63,13 @@ class OneChunk(Mamba2):
 
 
 @torch.no_grad()
-def exportable(model, rounded=True):
-    """A model -> the same with other scans, and perhaps each row of a matrix rounded to int8"""
+def exportable(model):
+    """A model -> the same with other scans, and weights that float16 holds. Those of the release
+    are such."""
     net = MiniJMamba(model.config, OneChunk).eval()
     net.load_state_dict(model.state_dict())
-    if not rounded:
-        return net
-    for layer in net.modules():
-        if isinstance(layer, Mamba2):  # their product is what is used
-            layer.out_proj.weight *= layer.gate_norm
-            layer.gate_norm.fill_(1)
     for p in net.parameters():
-        if p.dim() == 2:
-            step = p.abs().amax(1, keepdim=True).clamp(min=1e-12) / STEPS
-            p.copy_((p / step).round() * step)
+        p.copy_(p.half())
     return net
 
 
@@ -121,46 +111,23 @@ def to_onnx(net):
     return program
 
 
-def in_steps(numbers):
-    """A matrix -> (int8, what each row or column of them is multiplied by), if it is that"""
-    for axis in (1, 0):  # exporting transposes some
-        step = np.abs(numbers).max(axis, keepdims=True).clip(1e-12) / STEPS
-        steps = np.rint(numbers / step)
-        if np.allclose(steps * step, numbers, rtol=1e-5, atol=0):
-            return steps.astype(np.int8), step
-    return None
-
-
 def shrink(graph):
-    """Store matrices in few bytes, without loss, and drop where in the code each node comes from"""
+    """Store weights as float16, which loses nothing, and drop where in the code each node is from
+    """
     nodes = []
-    for tensor in list(graph.initializer):
+    for tensor in graph.initializer:
         del tensor.metadata_props[:]
         numbers, name = onnx.numpy_helper.to_array(tensor), tensor.name
-        if numbers.dtype != np.float32 or numbers.ndim != 2 or numbers.size < 500:
-            continue
-        found, half = in_steps(numbers), numbers.astype(np.float16)
-        if found:
-            stored, step = found
-            graph.initializer.append(onnx.numpy_helper.from_array(step, name + '_step'))
-            nodes.append(node('Cast', [name + '_int8'], [name + '_steps'], to=FLOAT))
-            nodes.append(node('Mul', [name + '_steps', name + '_step'], [name]))
-            name += '_int8'
-        elif (half == numbers).all():
-            stored = half
-            nodes.append(node('Cast', [name + '_half'], [name], to=FLOAT))
-            name += '_half'
-        elif len(numbers) < len(numbers[0]):  # Spectrum.synthesis: the columns repeat themselves
-            stored = np.ascontiguousarray(numbers.T)
-            nodes.append(node('Transpose', [name + '_turned'], [name]))
-            name += '_turned'
-        else:
-            continue
-        tensor.CopyFrom(onnx.numpy_helper.from_array(stored, name))
+        if numbers.dtype == np.float32 and numbers.size >= 500:
+            half = numbers.astype(np.float16)
+            if (half == numbers).all():
+                tensor.CopyFrom(onnx.numpy_helper.from_array(half, name + '_half'))
+                nodes.append(onnx.helper.make_node('Cast', [name + '_half'], [name],
+                                                   to=onnx.TensorProto.FLOAT))
     nodes.extend(graph.node)
-    for each in nodes:
-        del each.metadata_props[:]
-        each.doc_string = ''
+    for node in nodes:
+        del node.metadata_props[:]
+        node.doc_string = ''
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
 
@@ -231,7 +198,6 @@ if __name__ == '__main__':
     out_dir = 'out/mirror'  # folder of the checkpoint
     init_from = 'out_dir'   # or release: the weights that come with the code
     demo_dir = 'demo'       # where to write
-    rounded = True          # weights to 8 bits: 5 MB in all; as they are it is 6 MB
     configure(globals())
     try:
         model, checkpoint = load_checkpoint(out_dir, 'cpu', init_from)
@@ -247,12 +213,12 @@ if __name__ == '__main__':
             for name in os.listdir(os.path.join(HERE, 'page')):
                 shutil.copy(os.path.join(HERE, 'page', name), made)
             write_json(os.path.join(made, 'settings.json'), settings_of(model, tasks, aloud))
-            onnx.save(to_onnx(exportable(model, rounded)), os.path.join(made, 'model.onnx'))
+            onnx.save(to_onnx(exportable(model)), os.path.join(made, 'model.onnx'))
             for name in os.listdir(made):
                 if name.endswith(('.onnx', '.wasm')):
                     pack(os.path.join(made, name))
             names = os.listdir(made)
-            size = sum(os.path.getsize(os.path.join(made, name)) for name in names)
+            sizes = {name: os.path.getsize(os.path.join(made, name)) for name in names}
             os.makedirs(demo_dir, exist_ok=True)
             for name in names:
                 shutil.move(os.path.join(made, name), os.path.join(demo_dir, name))
@@ -260,5 +226,7 @@ if __name__ == '__main__':
         fail(e)
     except OSError as e:
         fail(f"cannot write to {demo_dir}: {e.strerror}", 1)
-    print(f"wrote {demo_dir}, {size / 1e6:.1f} MB; to open it run python -m http.server -d "
-          f"{demo_dir} and go to http://localhost:8000")
+    runtime = sum(size for name, size in sizes.items() if name.startswith('ort'))
+    page = sum(sizes.values()) - runtime
+    print(f"wrote {demo_dir}: {page / 1e6:.1f} MB, and the runtime of {runtime / 1e6:.1f} MB")
+    print(f"to open it: python -m http.server -d {demo_dir}, then go to http://localhost:8000")
