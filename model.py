@@ -300,19 +300,23 @@ class Mamba2(nn.Module):
         return F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
 
     def forward(self, u, pace):
-        c, T = self.c, u.shape[1]
+        c = self.c
         zxBCdt = self.in_proj(self.norm(u))
         inputs = (zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D,
                   c.head_dim, c.d_state)
         if c.ssd == 'auto' and not c.turning and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
             return u + self.project(ShortMixer.apply(*inputs))
-        from_tokens = {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[c.ssd]
-        by_kernel = u.is_cuda and T >= from_tokens and not kernel_missing()
         turns = None
         if c.turning:
             last = len(self.dt_bias) + 2 * c.d_inner + 2 * c.d_state
             turns = zxBCdt[..., last:last + c.d_state // 2].float().tanh() * math.pi * pace
-        return u + self.project(mixer(*inputs, ssd_kernel if by_kernel else ssd, turns))
+        return u + self.project(mixer(*inputs, self.scan(u), turns))
+
+    def scan(self, u):
+        """The fastest scan for u (B, T, D)"""
+        from_tokens = {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[self.c.ssd]
+        by_kernel = u.is_cuda and u.shape[1] >= from_tokens and not kernel_missing()
+        return ssd_kernel if by_kernel else ssd
 
     def project(self, y):
         """(..., HP) -> (..., D). The norm's weights go into out_proj: fewer passes over memory."""

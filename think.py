@@ -12,20 +12,44 @@ DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digi
 TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
 
 
-def reply(model, question, lengths):
+def reply(model, question, lengths, noise=None):
     """One pass: waveforms (B, S), their lengths (B,) -> the spectrum heard (B, frames, 2, F),
     answer frames (B, frames, F) and symbol logits (B, T, n_symbols + 1), T being whole tokens and
-    one more"""
+    one more. noise (T * token,) of deviation 1 is always the same, unless it is given."""
     token = model.config.token
     # The token more is silent: in training there was always some silence behind the last tone, and
     # a recording may end with it.
     question = F.pad(question, (0, -question.shape[1] % token + token))
     heard = model.spectrum.stft(question)
-    generator = torch.Generator(question.device).manual_seed(0)
-    noise = torch.randn(question.shape[1], generator=generator, device=question.device)
+    if noise is None:
+        generator = torch.Generator(question.device).manual_seed(0)
+        noise = torch.randn(question.shape[1], generator=generator, device=question.device)
     memory = model.encode(model.hear(question + DITHER * noise))
     frames, logits = model.answer(memory, model.in_tokens(heard), lengths + token)
     return heard, frames.float(), logits
+
+
+def one_pass(model, question, lengths, noise=None):
+    """As in reply -> the spectrum heard (B, frames, 2, F) and the answer's waveform (B, T * token),
+    silent beyond each length"""
+    s = model.spectrum
+    heard, frames, _ = reply(model, question, lengths, noise)
+    frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
+    wave = s.wave(s.exp(frames), heard)
+    at = torch.arange(wave.shape[1], device=wave.device)
+    return heard, wave * (at < lengths[:, None])
+
+
+def change(model, heard, wave):
+    """The spectrum heard (B, frames, 2, F), the waveform played (B, S) -> the largest difference
+    between the mean magnitudes in any token, (B,)"""
+    s = model.spectrum
+
+    def loudness(spectrum):
+        """(B, frames, 2, F) -> (B, T, F)"""
+        return s.magnitude(spectrum).unflatten(1, (-1, model.config.patch)).mean(2)
+
+    return (loudness(heard) - loudness(s.stft(wave))).abs().amax((1, 2))
 
 
 @torch.inference_mode()
@@ -46,21 +70,12 @@ def converse(model, question, lengths=None, think=1):
     loudest = s.magnitude(heard).amax((1, 2)).clamp(min=5e-4)
     question = question * (LOUDNESS / loudest)[:, None]
 
-    def loudness(spectrum):
-        """(B, frames, 2, F) -> (B, T, F), the mean magnitude in each token"""
-        return s.magnitude(spectrum).unflatten(1, (-1, model.config.patch)).mean(2)
-
     for _ in range(think):
-        heard, frames, _ = reply(model, question[going], lengths[going])
-        frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
-        wave = s.wave(s.exp(frames), heard)
-        at = torch.arange(wave.shape[1], device=wave.device)
-        wave = wave * (at < lengths[going, None])
+        heard, wave = one_pass(model, question[going], lengths[going])
         question = question.index_copy(0, going, wave[:, :n_samples])
         answers.append(question)
         if think > 1:
-            change = loudness(heard) - loudness(s.stft(wave))
-            going = going[change.abs().amax((1, 2)) >= TONE]
+            going = going[change(model, heard, wave) >= TONE]
             passes[going] += 1
             if not len(going):
                 break
