@@ -168,9 +168,9 @@ class Spectrum(nn.Module):
         curve = (2 * (left - 2 * peak + right)).clamp(max=-1e-6)
         shift = (left - right) / curve  # to the vertex of the parabola through the three
         shift = shift.clamp(-0.5, 0.5)
-        # In turns, of which only the part after the point counts, so that no digits are lost
-        advance = (HOP * k % N_FFT + HOP * shift) / N_FFT  # in a frame
-        turns = advance.cumsum(1) - HOP * (k + shift) / (2 * N_FFT)  # at the window's middle
+        # In turns; whole bins are added up as integers, which lose no digits
+        whole = (HOP * k).cumsum(1) % N_FFT / N_FFT
+        turns = whole + HOP / N_FFT * (shift.cumsum(1) - (k + shift) / 2)  # at the window's middle
         middle = 2 * math.pi * (turns % 1)
         cos, sin = middle.cos(), middle.sin()
         # A bin counts its phase from the window's start, half a window before its middle.
