@@ -33,7 +33,7 @@ from checkpoint import load_checkpoint
 from model import Mamba2, MiniJMamba
 from results import hold, must_be_ours, note_as_ours, write_json
 from tasks import SYMBOLS, TASKS
-from think import TONE, change, one_pass
+from think import TONE, change, one_pass, with_silence
 
 try:
     import onnx
@@ -88,8 +88,10 @@ class OnePass(torch.nn.Module):
     def forward(self, question, noise):
         S = question.shape[1]
         lengths = S * torch.ones(1, dtype=torch.long)
-        heard, wave = one_pass(self.net, question, lengths, noise)
-        return wave[:, :S], change(self.net, heard, wave)
+        question = with_silence(self.net, question)
+        heard = self.net.spectrum.stft(question)
+        wave = one_pass(self.net, question, heard, lengths, noise)
+        return wave[:, :S], change(self.net, heard, self.net.spectrum.stft(wave))
 
 
 def to_onnx(net):

@@ -33,7 +33,7 @@ from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
 from results import fresh_folder, note_as_ours, provenance, write_json, write_ours
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
-from think import converse, reply
+from think import converse, reply, with_silence
 from transcribe import find_tones, transcribe
 from words import show, summarize
 
@@ -65,7 +65,8 @@ def read_logits(model, question, lengths, rhythm):
     """What the symbol logits say, at the middle of each tone -> a list of texts. To tell kinds of
     mistakes apart, never for a score."""
     c = model.config
-    logits = reply(model, question, lengths)[2]
+    question = with_silence(model, question)
+    logits = reply(model, question, model.spectrum.stft(question), lengths)[1]
     middle = (rhythm.start + rhythm.length / 2) * SAMPLE_RATE
     token = ((middle - c.middle) / c.token).round().long().clamp(0, logits.shape[1] - 1)
     symbols = logits.argmax(2).gather(1, token)

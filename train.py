@@ -46,7 +46,7 @@ out_dir = ''             # where results go; '' is out/ and the config's name, a
 eval_interval = 50       # iterations
 log_interval = 10
 eval_samples = 100       # questions of each validation split of each task
-test_samples = 1000      # questions of each test split at the end; 0 skips the tests
+test_samples = -1        # questions of each test split: -1 is 1,000 on a GPU, 200 on a CPU; 0: none
 overwrite = False        # remove what an earlier run left in out_dir
 init_from = 'scratch'    # or resume; or weights to go on from: release, or the folder of a run
 # data
@@ -100,7 +100,7 @@ hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TA
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
         ssd=('auto', 'torch', 'mamba_ssm'), layer=LAYERS, attention=ATTENTION, front=FRONTS)
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
-       eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=0, learning_rate=0,
+       eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=-1, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_symbols=0, w_ctc=0,
        w_so_far=0, hide=(0, 1), difficulty=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
        seed=SEEDS)
@@ -415,6 +415,8 @@ memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'c
 print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s{memory}")
 
 # --- what it learned: the two commands a user would run ---
+if test_samples < 0:
+    test_samples = 200 if kind == 'cpu' else 1000
 if test_samples and not rank:
     flags = f'--out_dir={out_dir}', f'--device={device}', f'--think={think}'
     configurator.run_script('score.py', *flags, f'--num_samples={test_samples}')

@@ -24,7 +24,7 @@ from files import write_wav
 from prepare import LOUDNESS, play_text, split_batches
 from tasks import SYMBOLS, TASKS
 from tests.helpers import path_of, refusal, tiny_model
-from think import TONE, change, converse, one_pass
+from think import TONE, change, converse, one_pass, with_silence
 from transcribe import transcribe
 
 pytest.importorskip('onnx')
@@ -72,8 +72,10 @@ def difference(model, session, question):
     answer, changed = run_pass(session, question, noise)
     S = question.shape[1]
     with torch.inference_mode():
-        heard, wave = one_pass(model, question, torch.tensor([S]), noise)
-        wanted = float(change(model, heard, wave)[0])
+        question = with_silence(model, question)
+        heard = model.spectrum.stft(question)
+        wave = one_pass(model, question, heard, torch.tensor([S]), noise)
+        wanted = float(change(model, heard, model.spectrum.stft(wave))[0])
     assert answer.shape == (1, S)
     return float((answer - wave[:, :S]).abs().max()), abs(changed - wanted)
 

@@ -12,11 +12,10 @@ from scipy.signal import resample_poly
 
 import score
 from files import read_wav
-from model import JMambaConfig
 from prepare import make_batch, make_rhythm, max_samples, play, play_text
 from score import edit_distance, edits, find_tones, transcribe
 from tasks import SYMBOLS, decode, encode
-from tests.helpers import TINY, gen
+from tests.helpers import gen, tiny_model
 
 # --- sound to symbols ---
 
@@ -181,14 +180,11 @@ def test_logits_are_read_where_the_tones_are(monkeypatch):
     label = symbol.where(symbol >= 0, len(SYMBOLS))
     logits = F.one_hot(label, len(SYMBOLS) + 1).float()
 
-    def reply(model, question, lengths):
-        return None, None, logits
-
-    class Model:
-        config = JMambaConfig(**TINY)
+    def reply(model, question, heard, lengths):
+        return None, logits
 
     monkeypatch.setattr(score, 'reply', reply)
-    read = score.read_logits(Model(), b.question, b.lengths, b.rhythm)
+    read = score.read_logits(tiny_model(), b.question, b.lengths, b.rhythm)
     assert read == [decode(row) for row in b.asked]
 
 
