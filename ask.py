@@ -37,7 +37,7 @@ from configurator import (
 # isort: split
 from tqdm import tqdm
 
-from results import hold, write_json, write_whole
+from results import hold, rows_in, write_json, write_whole
 from words import PUZZLES, draw_of, in_words, question, show, summarize
 
 try:
@@ -286,20 +286,15 @@ def ask(client, one, over):
 
 # --- all of them ---
 
-def rows_in(path, every):
+def answers_in(path, every):
     """Rows of an earlier run, of questions that are asked now; those that were not answered, or not
     written to the end, are asked again"""
     asked = {one['sample_id']: one['input_text'] for one in every}
     rows = {}
-    if os.path.exists(path):
-        with open(path, encoding='utf-8') as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                    if not row['error'] and asked[row['sample_id']] == row['input_text']:
-                        rows[row['sample_id']] = row
-                except (ValueError, TypeError, LookupError):
-                    continue
+    for row in rows_in(path) if os.path.exists(path) else []:
+        name = str(row.get('sample_id'))
+        if row.get('error', 'none') is None and asked.get(name) == row.get('input_text', 0):
+            rows[name] = row
     return list(rows.values())
 
 
@@ -320,7 +315,7 @@ def open_folder(folder, settings, every):
             state = json.load(f)
         if not isinstance(state, dict) or state.get('settings') != settings:
             fail(f"{folder} holds the answers to other questions; give another --out_dir")
-    rows = rows_in(path, every)
+    rows = answers_in(path, every)
     text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
     write_whole(path, lambda f: f.write(text))
     write_json(state_path, {'settings': settings, 'completed': [r['sample_id'] for r in rows]})

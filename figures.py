@@ -35,7 +35,7 @@ from matplotlib.ticker import EngFormatter
 from conditions import SOUNDS
 from files import read_wav
 from prepare import SAMPLE_RATE
-from results import write_whole
+from results import rows_in, write_whole
 from score import LENGTHS
 from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
 from transcribe import find_tones
@@ -250,8 +250,7 @@ def curves(folders, path):
     plain(right, xlabel='updates', ylabel='exact match in validation (%)', ylim=(-3, 103))
     for folder in folders:
         try:
-            with open(os.path.join(folder, 'log.jsonl'), encoding='utf-8') as f:
-                rows = [json.loads(line) for line in f]
+            rows = rows_in(os.path.join(folder, 'log.jsonl'))
             trained = [row for row in rows if 'symbols' in row]
             checked = [row for row in rows if 'val' in row]
             tasks = checked[0]['val'] if checked else {row['task'] for row in trained}
@@ -432,6 +431,8 @@ if __name__ == '__main__':
             confusion(load_scores(named, 'sounds.json'), out)
     except ValueError as e:
         fail(e)
+    except (LookupError, TypeError, AttributeError):
+        fail(f"a file in {' or '.join(named)} is damaged: what is drawn from it is not there")
     except OSError as e:
         fail(f"cannot write {out}: {e.strerror}")
     print(f"wrote {out}")

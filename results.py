@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from importlib.metadata import version
 
 try:
@@ -58,6 +59,45 @@ def write_whole(path, write):
 def write_json(path, contents):
     text = json.dumps(contents, indent=1).encode()
     write_whole(path, lambda f: f.write(text))
+
+
+def rows_in(path):
+    """The rows of a .jsonl file, dicts; those that were not written to their end are left out"""
+    rows = []
+    with open(path, encoding='utf-8', errors='replace') as f:
+        for line in f:
+            with suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+# --- tests, longer and shorter, and interrupted ones ---
+
+def asked_before(path):
+    """How many questions of a split an earlier test asked at most, whose results lie there; 0 if
+    there was none"""
+    try:
+        with open(path, encoding='utf-8') as f:
+            scores = json.load(f)['scores'].values()
+        return max(r['n'] for splits in scores for r in splits.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
+
+
+def read_part(path, test):
+    """What an interrupted test of this kind has done, {'task split': its results}"""
+    try:
+        with open(path, encoding='utf-8') as f:
+            found = json.load(f)
+        return found['done'] if found['test'] == test else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def keep_part(path, test, done):
+    with suppress(OSError):  # the test goes on, and its end says where it cannot write
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_json(path, {'test': test, 'done': done})
 
 
 # --- files that are ours ---

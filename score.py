@@ -31,7 +31,16 @@ from checkpoint import load_checkpoint, results_of
 from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from results import fresh_folder, note_as_ours, provenance, write_json, write_ours
+from results import (
+    asked_before,
+    fresh_folder,
+    keep_part,
+    note_as_ours,
+    provenance,
+    read_part,
+    write_json,
+    write_ours,
+)
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
 from think import converse, reply, with_silence
 from transcribe import find_tones, transcribe
@@ -270,17 +279,6 @@ def tests_of(task, split, sound):
     return {name: (name, sound, {}) for name in split_names(task, split)}
 
 
-def asked_before(path):
-    """How many questions of a split an earlier test asked at most, whose results lie there; 0 if
-    there was none"""
-    try:
-        with open(path, encoding='utf-8') as f:
-            scores = json.load(f)['scores'].values()
-        return max(r['n'] for splits in scores for r in splits.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return 0
-
-
 def graded(scores):
     """Scores -> a row for each question of a split that is a level of difficulty (Task.levels)"""
     rows = []
@@ -344,11 +342,14 @@ if __name__ == '__main__':
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
+    resume = False          # go on with a test that was interrupted
     sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
     choices(globals(), sound=(*SOUNDS, 'all'))
+    if resume and errors:
+        fail("resume keeps no sounds of mistakes: leave out errors, or resume")
     try:
         for path in wavs:
             hear_file(path, verbose, len(wavs) > 1)
@@ -379,16 +380,32 @@ if __name__ == '__main__':
         print(f"results go to files whose names end in {suffix}: there are some of {longest:,} "
               "questions each")
 
+    # What is done already is kept beside the results until all is done.
+    part = os.path.join(folder, f'{kind or named}{suffix}.part.json')
+    test = {'split': split, 'sound': sound, 'num_samples': num_samples, 'seed': seed,
+            'think': think, 'iterations': checkpoint['iter_num'],
+            'checkpoint': checkpoint.get('provenance')}
+    done = read_part(part, test) if resume else {}
+    if resume:
+        print(f"{len(done)} splits have been asked before")
+
     scores, mistakes, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} "
           f"{'wire':>6} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task in names:
         passes = think if task in trained_on['aloud'].split(',') else 1
         for name, (of, played, more) in tests[task].items():
-            r = evaluate(model, task, of, num_samples, seed, device, passes, played, errors, **more)
+            key = f'{task} {name}'
+            if key not in done:
+                done[key] = evaluate(model, task, of, num_samples, seed, device, passes, played,
+                                     errors, **more)
+                if not errors:
+                    keep_part(part, test, done)
+            r = done[key]
             print_row(task, name, r, verbose)
-            mistakes += r.pop('mistakes')
-            scores.setdefault(task, {})[name] = r
+            mistakes += r['mistakes']
+            kept = {k: v for k, v in r.items() if k != 'mistakes'}
+            scores.setdefault(task, {})[name] = kept
             if split == 'lengths' and r['exact_match'] < BROKEN:
                 break
     print()
@@ -412,6 +429,8 @@ if __name__ == '__main__':
             show(found)
         if errors:
             write_errors(mistakes, folder, named + suffix)
+        if os.path.exists(part):
+            os.remove(part)
     except ValueError as e:
         fail(e)
     except OSError as e:

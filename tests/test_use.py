@@ -3,22 +3,27 @@ Nothing is lost in use: lost output, signals, other devices, weights as safetens
 
 $ python -m pytest tests/test_use.py
 """
+import json
 import os
 import pty
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from checkpoint import load_checkpoint
-from prepare import make_batch
-from tests.helpers import ROOT, TRAIN, gen, is_one_line, output, path_of, refusal, run
+from files import read_wav, write_wav
+from prepare import make_batch, play_text
+from tests.helpers import ROOT, TRAIN, files_in, gen, is_one_line, output, path_of, refusal, run
 from think import converse
 
 MIRROR = ['train.py', path_of('config/mirror.py'), *TRAIN, '--test_samples=0']
@@ -133,6 +138,50 @@ def test_a_stop_during_validation_ends_soon_and_is_made_up_for(tmp_path):
     assert a['best'] == b['best'] and a['iter_num'] == b['iter_num']
     assert all(torch.equal(a['model'][key], b['model'][key]) for key in a['model'])
     assert (stopped / 'log.jsonl').read_text().count('val_ood') == 2
+
+
+# --- what is killed ---
+
+KILLS = int(os.environ.get('KILLS', 3))  # of each script; tests/test_train.py kills training
+
+
+def test_a_test_that_is_killed_goes_on(trained, tmp_path):
+    shutil.copy(trained / 'best.pt', tmp_path)
+    flags = [f'--out_dir={tmp_path}', '--num_samples=50', '--device=cpu']
+    run('score.py', *flags)
+    scores = tmp_path / 'scores.json'
+    whole = json.loads(scores.read_text())['scores']
+    scores.unlink()
+    part = tmp_path / 'scores.part.json'
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        scores.unlink(missing_ok=True)
+        p = begin('score.py', *flags, '--resume=true')
+        with suppress(subprocess.TimeoutExpired):
+            p.wait(rng.uniform(2, 5))
+        p.kill()
+        p.communicate()
+    scores.unlink(missing_ok=True)
+    run('score.py', *flags, '--resume=true')
+    assert json.loads(scores.read_text())['scores'] == whole
+    assert not part.exists() and not list(tmp_path.glob('*.tmp'))
+
+
+def test_listening_that_is_killed_leaves_whole_files(tmp_path):
+    rng = random.Random(0)
+    flags = ['--init_from=release', '--listen=true', f'--sample_dir={tmp_path}']
+    sound = torch.cat([F.pad(play_text(text), (8000, 16000)) for text in 20 * ['AB', '7%5', '()']])
+    write_wav(str(tmp_path / 'stream.wav'), sound)
+    flags.append(f'--wav={tmp_path / "stream.wav"}')
+    for _ in range(KILLS):
+        p = begin('sample.py', *flags)
+        wait_for(p, 'the scorer heard')
+        time.sleep(rng.uniform(0, 0.3))
+        p.kill()
+        p.wait()
+        for name in files_in(tmp_path):
+            if name.endswith('.wav'):
+                assert len(read_wav(str(tmp_path / name)))
 
 
 # --- other devices ---
