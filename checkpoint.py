@@ -102,6 +102,7 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
                  'of another shape': {k for k in both if needed[k].shape != weights[k].shape}}
     if any(wrong.values()):
         said = [f"{what}: {', '.join(sorted(keys))}" for what, keys in wrong.items() if keys]
+        said = [text.encode('unicode_escape').decode() for text in said]  # names may be damaged
         raise ValueError(f"{path} was made by another model.py, which has been changed since "
                          f"({'; '.join(said)}); undo the change, or train into another folder")
     model.load_state_dict(weights)

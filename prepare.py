@@ -293,6 +293,23 @@ def repeats_at(task, asked, wanted, rhythm, n, interval):
     return sounds & ((asked == wanted) & (asked != REST)).gather(1, slot)
 
 
+def only_repeated(waves, task, asked, wanted, rhythm):
+    """Waveforms (B, S) without what echoes into a gap, or into the slot of something new"""
+    block = SAMPLE_RATE // 100
+    kept = repeats_at(task, asked, wanted, rhythm, waves.shape[1] // block, 0.01)
+    return (waves.unflatten(1, (-1, block)) * kept[:, :, None]).flatten(1)
+
+
+def play_plainly(symbols, rhythm, n_samples):
+    """What is played anew, not repeated: on pitch and of middle loudness"""
+    plain = rhythm._replace(
+        detune=torch.zeros_like(rhythm.detune),
+        amplitude=torch.full_like(rhythm.amplitude, LOUDNESS),
+        overtones=rhythm.overtones[:, :0],
+    )
+    return play(symbols, plain, n_samples)
+
+
 # --- batches ---
 
 class Batch(NamedTuple):
@@ -341,8 +358,7 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     rhythm = Rhythm(*[t[part] for t in rhythm])
     new = (asked != wanted) & (TASKS[task].source is None)
     played = answer_rhythm(task, asked, rhythm)
-    end = rhythm.end.maximum(played.end)
-    end = (end * SAMPLE_RATE).round().long()
+    end = (rhythm.end.maximum(played.end) * SAMPLE_RATE).round().long()
     lengths = end.gather(1, last[:, None])[:, 0]
     changed = torch.where(new, end, 0).amax(1)
 
@@ -354,19 +370,8 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         inside = reverberate(torch.cat([question[:half], repeated[:half]]), room)
         question = torch.cat([inside[:half], question[half:]])
         repeated = torch.cat([inside[half:], repeated[half:]])
-        # What echoes into a gap, or into the slot of something new, is not repeated.
-        block = SAMPLE_RATE // 100
-        kept = repeats_at(task, asked, wanted, rhythm, n_samples // block, 0.01)
-        repeated = repeated.unflatten(1, (-1, block)) * kept[:, :, None]
-        repeated = repeated.flatten(1)
-
-    # What is played anew, not repeated, is played plainly: on pitch and of middle loudness.
-    plain = rhythm._replace(
-        detune=torch.zeros_like(rhythm.detune),
-        amplitude=torch.full_like(rhythm.amplitude, LOUDNESS),
-        overtones=rhythm.overtones[:, :0],
-    )
-    answer = repeated + play(torch.where(new, wanted, REST), plain, n_samples)
+        repeated = only_repeated(repeated, task, asked, wanted, rhythm)
+    answer = repeated + play_plainly(torch.where(new, wanted, REST), rhythm, n_samples)
     return Batch(question + noise, answer, lengths, changed, asked, wanted, rhythm)
 
 

@@ -37,6 +37,7 @@ from configurator import SEEDS, bounds, choices, configure, fail, for_each, name
 from kernels import capture, compile_parts, kernel_missing
 from losses import losses
 from model import HOP, CrossAttention, JMambaConfig, Mamba2, SelfAttention
+from replay import begin, go_on, with_replay
 from results import clear_results, hold, provenance, write_whole
 from score import validate
 from tasks import SYMBOLS, TASKS, n_so_far, taken
@@ -60,6 +61,7 @@ mixed_symbols = 0.0      # mirror: share of symbols drawn from those of all task
 sound = 'clean'          # or real: other tempos and instruments, rooms, noise (see prepare.py)
 aloud = ''               # tasks in which each line of working answers the last; others at once
 hide = 0.0               # share of the examples in which copies can only be pointed at: see Hiding
+replay = 0.0             # aloud: share of the examples in which it hears itself: see replay.py
 think = 64               # aloud: passes at most when it is asked
 shuffled = False         # a control: every question gets another's answer
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
@@ -102,11 +104,11 @@ choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=-1, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_symbols=0, w_ctc=0,
-       w_so_far=0, hide=(0, 1), difficulty=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
-       seed=SEEDS)
+       w_so_far=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
+       mixed_symbols=(0, 1), seed=SEEDS)
+sizes = {'n_symbols': len(SYMBOLS), 'n_so_far': n_so_far()}
 try:
-    c = JMambaConfig(n_symbols=len(SYMBOLS), n_so_far=n_so_far(),
-                     **{key: config[key] for key in model_settings})
+    c = JMambaConfig(**sizes, **{key: config[key] for key in model_settings})
 except ValueError as e:
     fail(e)
 for is_wrong, why in (
@@ -186,8 +188,7 @@ if init_from == 'resume':
         if len(state) == len(generator.get_state()):
             generator.set_state(state)
         else:
-            print("the random numbers of another kind of device cannot go on here: examples are "
-                  "drawn anew")
+            print("random numbers of another kind of device: examples are drawn anew")
             generator.manual_seed(seed + checkpoint['iter_num'])
         turns.setstate((3, tuple(checkpoint['turns']), None))
         iter_num, best, seconds = (checkpoint[k] for k in ('iter_num', 'best', 'seconds'))
@@ -247,12 +248,18 @@ def average(tensors):
 
 def step(task, made):
     """One update from examples(task): forward, backward, optimizer -> the numbers to log"""
-    for batch, may_generate, hidden in made:
+    for drawn, may_generate, hidden in made:
+        batch = drawn
+        if task in conversations:
+            batch, may_generate, hidden = with_replay(task, drawn, may_generate, hidden,
+                                                      conversations[task], generator)
         with amp:
             answer = model(batch.question, batch.lengths, may_generate, hidden)
             parts = losses(model, *answer, batch, hidden, task, weights, task in spoken)
             loss = sum(config[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
+        if task in conversations:
+            go_on(task, model, answer[0], conversations[task], drawn, generator)
     numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
     if world > 1:
         average([p.grad for p in model.parameters() if p.grad is not None])
@@ -272,6 +279,8 @@ if compile:
     for part in ('play', 'reverberate', 'coloured'):
         setattr(prepare, part, torch.compile(getattr(prepare, part), dynamic=False))
     losses = torch.compile(losses, dynamic=False)
+n_replayed = 2 * round(replay * batch_size / world / 2)
+conversations = {t: begin(next(examples(t))[0], n_replayed) for t in spoken if n_replayed}
 graphs = {}
 
 
@@ -296,10 +305,9 @@ def capture_step(task):
 def get_lr(it):
     # 1. Linear warm-up
     warmup = min(1, (it + 1) / (warmup_iters + 1))
-    # 2. Cosine down to min_lr
+    # 2. Cosine down to min_lr, which it then stays
     progress = max(0, it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)
     above = 0.5 * (learning_rate - min_lr) * (1 + math.cos(math.pi * progress))
-    # 3. min_lr from there on
     return (min_lr if it > lr_decay_iters else min_lr + above) * warmup
 
 
@@ -398,8 +406,7 @@ bar.close()
 if ended:
     seconds += time.time() - clock
     save('ckpt.pt')
-graphs.clear()  # they hold gigabytes, and the connection between processes
-numbers = None
+graphs, numbers = {}, None  # they hold gigabytes, and the connection between processes
 torch.cuda.empty_cache()
 if world > 1:
     dist.destroy_process_group()
