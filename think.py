@@ -2,14 +2,51 @@
 Thinking aloud: the model hears a question, plays an answer, hears its own answer, and goes on until
 the sound no longer changes. Nothing but sound is handed on.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
-from prepare import LOUDNESS
+from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING
 
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
+OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
 
+
+# --- what a recording may be: out of tune ---
+
+def hertz_off(waves, n=1024):
+    """Waveforms (B, S) -> by how many hertz all of their tones are off the nearest symbols (B,):
+    the mean, on a circle, of the highest peaks of windows; 0 where these do not agree"""
+    windows = F.pad(waves, (0, n)).unfold(1, n, n // 2) * torch.hann_window(n, device=waves.device)
+    power = torch.view_as_real(torch.fft.rfft(windows)).square().sum(-1)  # (B, windows, bins)
+    lowest = int((LOWEST - SPACING) * n / SAMPLE_RATE)
+    power[..., :lowest] = 0
+    peak, k = power[..., :-1].max(-1)
+    k = k.clamp(min=lowest)[..., None]
+    left, top, right = (power.gather(-1, k + i).clamp(min=1e-20).log() for i in (-1, 0, 1))
+    shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
+    hertz = (k + shift.clamp(-0.5, 0.5))[..., 0] * (SAMPLE_RATE / n)
+    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
+    weight = peak / peak.sum(1, keepdim=True).clamp(min=1e-20)
+    x, y = (angle.cos() * weight).sum(1), (angle.sin() * weight).sum(1)
+    agree = x.square() + y.square() > 0.5
+    return torch.where(agree, SPACING / (2 * math.pi) * torch.atan2(y, x), 0)
+
+
+def tuned(waves, hertz):
+    """Waveforms (B, S), all of whose frequencies are lowered by so many hertz (B,)"""
+    S = waves.shape[1]
+    spectrum = torch.fft.fft(waves)
+    spectrum[:, S // 2 + 1:] = 0  # what is left turns one way only
+    spectrum[:, 1:S // 2] *= 2
+    seconds = torch.arange(S, device=waves.device) / SAMPLE_RATE
+    turn = torch.polar(torch.ones_like(waves), -2 * math.pi * hertz[:, None] * seconds)
+    return (torch.fft.ifft(spectrum) * turn).real
+
+
+# --- one pass ---
 
 def with_silence(model, question):
     """Waveforms (B, S) -> (B, T * token): whole tokens, and a silent one more. In training there
@@ -51,6 +88,8 @@ def change(model, heard, played):
     return (loudness(heard) - loudness(played)).abs().amax((1, 2))
 
 
+# --- the conversation ---
+
 @torch.inference_mode()
 def converse(model, question, lengths=None, think=1):
     """Waveforms (B, S) and their lengths in samples -> the answers of every pass, a list of
@@ -61,6 +100,10 @@ def converse(model, question, lengths=None, think=1):
     n_samples = question.shape[1]
     if lengths is None:
         lengths = torch.full((len(question),), n_samples, device=question.device)
+    off = hertz_off(question)
+    far = off.abs() > OUT_OF_TUNE
+    if far.any():  # training has heard less
+        question = torch.where(far[:, None], tuned(question, off), question)
     passes = torch.zeros_like(lengths)
     answer, answers = torch.zeros_like(question), []
     question = with_silence(model, question)

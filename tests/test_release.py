@@ -16,7 +16,8 @@ def release(capsys, script, *flags):
     return output(capsys, script, '--init_from=release', '--device=cpu', *flags)
 
 
-@pytest.mark.parametrize('sound', ['clean', 'phase', 'longer', 'shorter', 'noise'])
+@pytest.mark.parametrize('sound', ['clean', 'phase', 'longer', 'shorter', 'noise',
+                                   'off_-45'])
 def test_accuracy_depends_on_the_tones_alone(sound, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = release(capsys, 'score.py', '--split=iid', '--num_samples=67', f'--sound={sound}')

@@ -13,6 +13,7 @@ from prepare import make_batch, make_rhythm, max_samples, play, split_batches
 from score import edit_distance
 from tasks import REST, TASKS, encode
 from tests.helpers import gen, texts_of
+from think import hertz_off, tuned
 from transcribe import transcribe
 
 
@@ -176,3 +177,25 @@ def test_a_tone_that_moves_keeps_its_sound():
 def test_what_is_played_backwards_is_heard_backwards():
     b = make_batch('reverse', 'iid', 20, gen())
     assert transcribe(b.answer) == texts_of(b.wanted)
+
+
+@pytest.mark.parametrize('sound, off', [('off_45', 45), ('off_-45', -45), ('clean', 0)])
+def test_how_far_a_recording_is_out_of_tune(sound, off):
+    [b] = split_batches('mod', 'iid', 50)
+    b = change(b, sound)
+    found = hertz_off(b.question)
+    assert (found - off).abs().max() < 4
+    moved = tuned(b.question, found)
+    assert hertz_off(moved).abs().max() < 2
+    assert moved.square().mean() == pytest.approx(float(b.question.square().mean()), rel=0.02)
+    right = sum(h == t for h, t in zip(transcribe(moved), texts_of(b.asked), strict=True))
+    assert right >= 49
+
+
+def test_what_has_no_pitch_is_not_out_of_tune():
+    assert not hertz_off(torch.zeros(2, 16000)).any()
+    assert not hertz_off(torch.randn(20, 32000, generator=gen())).any()
+    every = torch.tensor([encode('ABCDEFGHIJ')])
+    rhythm = make_rhythm(1, 10, gen())
+    rhythm = rhythm._replace(detune=50 * (torch.arange(10.)[None] % 2))  # half here, half there
+    assert not hertz_off(play(every, rhythm, 32000)).any()

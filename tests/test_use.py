@@ -3,6 +3,7 @@ Nothing is lost in use: lost output, signals, other devices, weights as safetens
 
 $ python -m pytest tests/test_use.py
 """
+import fcntl
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 
@@ -81,11 +83,15 @@ def test_training_that_nobody_reads_is_saved(tmp_path):
     assert load_checkpoint(str(tmp_path))[1]['iter_num'] >= 2
 
 
+def take_terminal():
+    """In a new process: its standard input is its terminal from now on"""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_terminal_that_closes_saves_the_training(tmp_path):
     mine, theirs = pty.openpty()
     p = subprocess.Popen(command(*LONG, f'--out_dir={tmp_path}'), stdin=theirs, stdout=theirs,
-                         stderr=theirs, start_new_session=True,
-                         preexec_fn=lambda: __import__('fcntl').ioctl(0, 0x540e, 0))
+                         stderr=theirs, start_new_session=True, preexec_fn=take_terminal)
     os.close(theirs)
     seen = b''
     while b'iter ' not in seen:
