@@ -142,7 +142,7 @@ BROKEN = 0.05              # exact match under which still longer questions are 
 
 @torch.no_grad()
 def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='clean',
-             errors=False, **override):
+             errors=False, votes=1, **override):
     """Ask n questions of a split and listen to the answers -> dict: exact match; token accuracy
     (share of the wanted symbols at the right place); mean edit distance; wire, the exact match of
     the question's own sound; shortcuts, that of what a sceptic would try; confused, which symbols
@@ -161,7 +161,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
     override['sound'] = 'real' if sound == 'real' else 'clean'
     for b in prepare.split_batches(task, split, n, seed, device, **override):
         b = change(b, sound)
-        answers, passes = converse(model, b.question, b.lengths, think)
+        answers, passes = converse(model, b.question, b.lengths, think, votes)
         stopped += int((passes < think).sum())
         wants = [decode(row) for row in b.wanted]
         questions = [decode(row) for row in b.asked]
@@ -339,6 +339,7 @@ if __name__ == '__main__':
     split = 'all'           # or one of them, such as ood_length; or lengths
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 64              # passes at most when a task is worked out aloud
+    votes = 1               # passes a line, begun at other times: the most agreed on counts
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
@@ -346,7 +347,7 @@ if __name__ == '__main__':
     sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
-    bounds(globals(), num_samples=1, think=1, seed=SEEDS)
+    bounds(globals(), num_samples=1, think=1, votes=1, seed=SEEDS)
     choices(globals(), sound=(*SOUNDS, 'all'))
     if resume and errors:
         fail("resume keeps no sounds of mistakes: leave out errors, or resume")
@@ -383,7 +384,7 @@ if __name__ == '__main__':
     # What is done already is kept beside the results until all is done.
     part = os.path.join(folder, f'{kind or named}{suffix}.part.json')
     test = {'split': split, 'sound': sound, 'num_samples': num_samples, 'seed': seed,
-            'think': think, 'iterations': checkpoint['iter_num'],
+            'think': think, 'votes': votes, 'iterations': checkpoint['iter_num'],
             'checkpoint': checkpoint.get('provenance')}
     done = read_part(part, test) if resume else {}
     if resume:
@@ -398,7 +399,7 @@ if __name__ == '__main__':
             key = f'{task} {name}'
             if key not in done:
                 done[key] = evaluate(model, task, of, num_samples, seed, device, passes, played,
-                                     errors, **more)
+                                     errors, votes, **more)
                 if not errors:
                     keep_part(part, test, done)
             r = done[key]
@@ -417,7 +418,7 @@ if __name__ == '__main__':
     try:
         os.makedirs(folder, exist_ok=True)
         if kind:
-            contents = {'scores': scores, 'seed': seed, 'think': think,
+            contents = {'scores': scores, 'seed': seed, 'think': think, 'votes': votes,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **provenance()}
             write_json(os.path.join(folder, kind + suffix + '.json'), contents)

@@ -88,15 +88,45 @@ def change(model, heard, played):
     return (loudness(heard) - loudness(played)).abs().amax((1, 2))
 
 
+def shifted_pass(model, question, lengths, shift):
+    """one_pass of the sound begun `shift` samples later, so that its tones lie elsewhere in their
+    tokens -> the answer's waveform, begun where the question begins"""
+    later = F.pad(question, (shift, model.config.token - shift))
+    wave = one_pass(model, later, model.spectrum.stft(later), lengths + shift)
+    return wave[:, shift:shift + question.shape[1]]
+
+
+def vote(model, question, heard, lengths, votes):
+    """As one_pass; but where two passes, one of them shifted, do not play the same, as many pass as
+    `votes` says, and the sound counts that most of them play"""
+    shifts = [model.config.token * k // votes for k in range(1, votes)]
+    waves = [one_pass(model, question, heard, lengths)]
+    if not shifts:
+        return waves[0]
+    middle = shifts.pop(len(shifts) // 2)
+    waves.append(shifted_pass(model, question, lengths, middle))
+    spectra = [model.spectrum.stft(wave) for wave in waves]
+    rows = (change(model, *spectra) >= TONE).nonzero()[:, 0]
+    if not len(rows):
+        return waves[0]
+    some = [wave[rows] for wave in waves]
+    some += [shifted_pass(model, question[rows], lengths[rows], shift) for shift in shifts]
+    spectra = [model.spectrum.stft(wave) for wave in some]
+    agree = [sum((change(model, a, b) < TONE).long() for b in spectra) for a in spectra]
+    best = torch.stack(agree).argmax(0)
+    chosen = torch.stack(some)[best, torch.arange(len(rows), device=rows.device)]
+    return waves[0].index_copy(0, rows, chosen)
+
+
 # --- the conversation ---
 
 @torch.inference_mode()
-def converse(model, question, lengths=None, think=1):
+def converse(model, question, lengths=None, think=1, votes=1):
     """Waveforms (B, S) and their lengths in samples -> the answers of every pass, a list of
     waveforms (B, S), silent beyond each length, and how many passes changed each example, (B,).
 
     The model hears its own answer as the next question, up to `think` passes in all; an example is
-    done when the sound that it plays is the sound that it heard."""
+    done when the sound that it plays is the sound that it heard. votes: see vote."""
     n_samples = question.shape[1]
     if lengths is None:
         lengths = torch.full((len(question),), n_samples, device=question.device)
@@ -116,7 +146,7 @@ def converse(model, question, lengths=None, think=1):
 
     going = torch.arange(len(question), device=question.device)  # whose sound still changes
     for _ in range(think):
-        question = one_pass(model, question, heard, lengths[going])
+        question = vote(model, question, heard, lengths[going], votes)
         answer = answer.index_copy(0, going, question[:, :n_samples])
         answers.append(answer)
         if think > 1:

@@ -192,7 +192,7 @@ def test_logits_are_read_where_the_tones_are(monkeypatch):
 
 def plays(monkeypatch, *texts):
     """Let every model, asked one question, play these texts one after the other"""
-    def converse(model, question, lengths, think):
+    def converse(model, question, lengths, think, votes=1):
         n_samples = question.shape[1]
         waves = [F.pad(play_text(t), (0, n_samples))[None, :n_samples] for t in texts[:think]]
         return waves, torch.tensor([len(texts) - 1 if think > 1 else 0])
