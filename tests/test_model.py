@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import think
 from baselines import make_model
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
@@ -342,32 +341,6 @@ def test_thinking_stops_when_what_is_played_is_what_was_heard():
     assert len(answers) == 2
     assert heard == [['98%7', '12%'], ['28%7']]
     assert transcribe(answers[-1]) == ['28%7', '12%']
-
-
-def test_most_votes_count(monkeypatch):
-    """Of five passes, two play an A and three a B in the first example; all agree in the second."""
-    a, b = play_text('A')[None], play_text('B')[None]
-    S = 4 * TOKEN
-    a, b = F.pad(a, (0, S))[:, :S], F.pad(b, (0, S))[:, :S]
-    answers = [a, b, b, a, b]
-    asked = []
-
-    def one_pass(model, question, heard, lengths):
-        later = int((question[0] != 0).nonzero()[0])  # a shifted question begins with silence
-        played = torch.cat([answers[len(asked)], a])[:len(question)]
-        asked.append(len(question))
-        return F.pad(played, (later, question.shape[1] - S - later))
-
-    monkeypatch.setattr(think, 'one_pass', one_pass)
-    model = tiny_model()
-    question = torch.ones(2, S)
-    heard = model.spectrum.stft(question)
-    played = think.vote(model, question, heard, torch.tensor([S, S]), 5)
-    assert asked == [2, 2, 1, 1, 1]
-    assert transcribe(played) == ['B', 'A']
-    asked.clear()
-    assert transcribe(think.vote(model, question, heard, torch.tensor([S, S]), 1)) == ['A', 'A']
-    assert asked == [2]
 
 
 def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
