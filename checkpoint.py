@@ -12,7 +12,7 @@ import re
 import zipfile
 
 # This comes first: --help and mistakes need not wait for the rest.
-from configurator import configure, fail
+from configurator import HERE, configure, fail
 
 # isort: split
 import torch
@@ -21,7 +21,6 @@ from baselines import make_model
 from model import JMambaConfig
 from results import write_whole
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 RELEASE = os.path.join(HERE, 'assets', 'release.safetensors')
 WEIGHTS = 'model.safetensors'
 

@@ -151,7 +151,7 @@ def write_text(config):
 
     hold(folder)
     paths = [os.path.join(folder, name) for name in FILES]
-    must_be_ours(filter(os.path.exists, paths), folder)
+    must_be_ours(paths, folder)
     unfinished = tempfile.mkdtemp(prefix='.unfinished-', dir=folder)
     try:
         counts, tokens = write_rows(unfinished, names, total, weights, ratios, seed)

@@ -227,7 +227,7 @@ if __name__ == '__main__':
             sizes = {name: os.path.getsize(os.path.join(made, name)) for name in names}
             paths = {name: os.path.join(demo_dir, name) for name in names}
             hold(demo_dir)
-            must_be_ours(filter(os.path.exists, paths.values()), demo_dir)
+            must_be_ours(paths.values(), demo_dir)
             for name, path in paths.items():
                 shutil.move(os.path.join(made, name), path)
                 note_as_ours(path)

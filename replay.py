@@ -15,7 +15,7 @@ from model import HOP
 from prepare import SAMPLE_RATE, Batch, Hiding, only_repeated, play_plainly, repeats_at
 from tasks import REST, TASKS
 from tasks.task import close_gaps
-from think import DITHER, TONE, change
+from think import DITHER, TONE, change, played
 
 PATIENCE = 8  # times, on average, that a line which gets nowhere is asked
 
@@ -61,9 +61,7 @@ def go_on(task, model, frames, kept, drawn, generator):
     or begin with those drawn that they took the place of"""
     s, n = model.spectrum, len(kept.question)
     heard = s.stft(kept.question)
-    wave = s.wave(s.exp(s.squelch(frames[:n].float())), heard)
-    at = torch.arange(wave.shape[1], device=wave.device)
-    wave = wave * (at < kept.lengths[:, None])
+    wave = played(model, frames[:n].float(), heard, kept.lengths)
     right = change(model, s.stft(kept.answer), s.stft(wave)) < TONE
     over = (kept.asked == kept.wanted).all(1)
     stuck = torch.rand(n, generator=generator, device=wave.device) < 1 / PATIENCE

@@ -120,9 +120,11 @@ def listed(folder):
 
 
 def must_be_ours(paths, folder):
-    """ValueError if these scripts did not write one of these files of a folder"""
-    ours = listed(folder)
-    for path in paths:
+    """ValueError if these scripts did not write one of these files of a folder, as far as there are
+    such"""
+    there = [path for path in paths if os.path.exists(path)]
+    ours = listed(folder) if there else set()
+    for path in there:
         if os.path.isdir(path) or entry(path) not in ours:
             raise ValueError(f"{path} is in the way: this program did not write it, or it has been "
                              "changed since; move it, or write elsewhere")
@@ -135,8 +137,7 @@ def note_as_ours(path):
 
 def write_ours(path, write):
     """write_whole, but never over a file that is not ours: ValueError"""
-    if os.path.exists(path):
-        must_be_ours([path], os.path.dirname(path))
+    must_be_ours([path], os.path.dirname(path))
     write_whole(path, write)
     note_as_ours(path)
 

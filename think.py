@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING
+from transcribe import power_of
 
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
@@ -20,7 +21,7 @@ def hertz_off(waves, n=1024):
     """Waveforms (B, S) -> by how many hertz all of their tones are off the nearest symbols (B,):
     the mean, on a circle, of the highest peaks of windows; 0 where these do not agree"""
     windows = F.pad(waves, (0, n)).unfold(1, n, n // 2) * torch.hann_window(n, device=waves.device)
-    power = torch.view_as_real(torch.fft.rfft(windows)).square().sum(-1)  # (B, windows, bins)
+    power = power_of(windows)  # (B, windows, bins)
     lowest = int((LOWEST - SPACING) * n / SAMPLE_RATE)
     power[..., :lowest] = 0
     peak, k = power[..., :-1].max(-1)
@@ -69,8 +70,14 @@ def reply(model, question, heard, lengths, noise=None):
 
 def one_pass(model, question, heard, lengths, noise=None):
     """As in reply -> the answer's waveform (B, T * token), silent beyond each length"""
-    s = model.spectrum
     frames, _ = reply(model, question, heard, lengths, noise)
+    return played(model, frames, heard, lengths)
+
+
+def played(model, frames, heard, lengths):
+    """Answer frames (B, frames, F), the spectrum heard and lengths (B,) -> the waveform, silent
+    beyond each length"""
+    s = model.spectrum
     frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
     wave = s.wave(s.exp(frames), heard)
     at = torch.arange(wave.shape[1], device=wave.device)
@@ -111,7 +118,8 @@ def vote(model, question, heard, lengths, votes):
         return waves[0]
     some = [wave[rows] for wave in waves]
     some += [shifted_pass(model, question[rows], lengths[rows], shift) for shift in shifts]
-    spectra = [model.spectrum.stft(wave) for wave in some]
+    spectra = [spectrum[rows] for spectrum in spectra]
+    spectra += [model.spectrum.stft(wave) for wave in some[2:]]
     agree = [sum((change(model, a, b) < TONE).long() for b in spectra) for a in spectra]
     best = torch.stack(agree).argmax(0)
     chosen = torch.stack(some)[best, torch.arange(len(rows), device=rows.device)]
@@ -150,9 +158,9 @@ def converse(model, question, lengths=None, think=1, votes=1):
         answer = answer.index_copy(0, going, question[:, :n_samples])
         answers.append(answer)
         if think > 1:
-            played = model.spectrum.stft(question)
-            changed = change(model, heard, played) >= TONE
-            question, heard, going = question[changed], played[changed], going[changed]
+            spectrum = model.spectrum.stft(question)
+            changed = change(model, heard, spectrum) >= TONE
+            question, heard, going = question[changed], spectrum[changed], going[changed]
             passes[going] += 1
             if not len(going):
                 break

@@ -256,7 +256,7 @@ def step(task, made):
         with amp:
             answer = model(batch.question, batch.lengths, may_generate, hidden)
             parts = losses(model, *answer, batch, hidden, task, weights, task in spoken)
-            loss = sum(config[k] * v for k, v in parts.items())
+            loss = sum(weights[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
         if task in conversations:
             go_on(task, model, answer[0], conversations[task], drawn, generator)
