@@ -190,7 +190,7 @@ def time_step(label, c, batch, *beside):
 
     def update(b):
         with torch.autocast('cuda', torch.bfloat16, enabled=on_gpu):
-            frames, logits, _ = model(b.question, b.lengths)
+            frames, logits, *_ = model(b.question, b.lengths)
             loss = loss_of(frames, logits, b.answer)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

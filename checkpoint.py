@@ -20,6 +20,7 @@ import torch
 from baselines import make_model
 from model import JMambaConfig
 from results import write_whole
+from tasks import tool_of
 
 RELEASE = os.path.join(HERE, 'assets', 'release.safetensors')
 WEIGHTS = 'model.safetensors'
@@ -34,9 +35,11 @@ def path_from(out_dir, init_from):
         return download(init_from[3:])
     if init_from.endswith(('.pt', '.safetensors')):
         paths[init_from] = [init_from]
+    if init_from not in paths and os.path.isdir(init_from):
+        return path_from(init_from, 'out_dir')
     if init_from not in paths:
-        raise ValueError("init_from is out_dir, release, a file (.pt or .safetensors) or "
-                         f"hf:user/name, not {init_from!r}")
+        raise ValueError(f"there is no {init_from}; init_from is release, a folder, a file (.pt or "
+                         ".safetensors) or hf:user/name")
     found = [path for path in paths[init_from] if os.path.exists(path)]
     if not found:
         hint = "leave out --init_from=resume"
@@ -84,9 +87,9 @@ def read(path, device):
 
 
 def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
-    """The best checkpoint in out_dir, or the last one ('resume'), or that of 'release', of a file
-    or of hf:user/name -> the model, in eval mode, and the checkpoint. ValueError if there is none
-    that fits."""
+    """The best checkpoint in out_dir, or the last one ('resume'), or that of 'release', of another
+    folder, of a file or of hf:user/name -> the model, in eval mode, and the checkpoint. ValueError
+    if there is none that fits."""
     path = path_from(out_dir, init_from)
     checkpoint = read(path, device)
     args, weights = checkpoint['model_args'], checkpoint['model']
@@ -105,6 +108,7 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
         raise ValueError(f"{path} was made by another model.py, which has been changed since "
                          f"({'; '.join(said)}); undo the change, or train into another folder")
     model.load_state_dict(weights)
+    model.tool = tool_of(checkpoint['config']['tasks'].split(','))
     return model.eval(), checkpoint
 
 
@@ -112,13 +116,15 @@ def results_of(out_dir, init_from):
     """Where the results of a checkpoint go: to its folder, or to out/ and its name"""
     if init_from == 'out_dir':
         return out_dir
+    if os.path.isdir(init_from):
+        return init_from
     name = os.path.splitext(init_from.removeprefix('hf:'))[0]
     return os.path.join('out', re.sub(r'\W+', '_', name).strip('_'))
 
 
 @torch.no_grad()
 def extended(model, config):
-    """A model, made for fewer symbols and labels -> the same with those of a config behind them"""
+    """A model, made for fewer symbols and labels or without halting -> the same for a config"""
     new = make_model(config).to(model.start.device)
     weights, more = model.state_dict(), new.state_dict()
     for name in ('logits.weight', 'logits.bias', 'so_far.weight', 'so_far.bias'):
@@ -128,7 +134,7 @@ def extended(model, config):
         if 'logits' in name:  # the last one stands for no symbol
             weights[name][len(old) - 1] = more[name][len(old) - 1]
             weights[name][-1] = old[-1]
-    new.load_state_dict(weights)
+    new.load_state_dict({key: weights.get(key, more[key]) for key in more})
     return new
 
 

@@ -90,7 +90,7 @@ class OnePass(torch.nn.Module):
         lengths = S * torch.ones(1, dtype=torch.long)
         question = with_silence(self.net, question)
         heard = self.net.spectrum.stft(question)
-        wave = one_pass(self.net, question, heard, lengths, noise)
+        wave, _ = one_pass(self.net, question, heard, lengths, noise)
         return wave[:, :S], change(self.net, heard, self.net.spectrum.stft(wave))
 
 

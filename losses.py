@@ -1,18 +1,28 @@
 """
-What the model is taught: the sound of the answer, and with less weight its symbols and, from the
-encoder alone, what the question comes to so far.
+What the model is taught: the sound of the answer, and with less weight its symbols, whether it is
+the last line of the working and, from the encoder alone, what the question comes to so far.
 """
 import torch
 import torch.nn.functional as F
 
 from prepare import SAMPLE_RATE, slot_at, sounding_at
-from tasks import REST, SYMBOLS, TASKS, so_far
+from tasks import REST, SYMBOLS, TASKS, next_line, so_far
 
 
-def losses(model, frames, logits, so_far_logits, batch, hidden, task, weights, aloud):
+def last_line(task, batch, aloud):
+    """Which answers of a Batch are the last line of their working -> (B,), 1 or 0. A call, which a
+    tool answers, is not."""
+    after = next_line(task, batch.wanted) if aloud else batch.wanted
+    if TASKS[task].tool:
+        after = batch.asked
+    return (after == batch.wanted).all(1).float()
+
+
+def losses(model, frames, logits, halt, so_far_logits, batch, hidden, is_last, task, weights,
+           aloud):
     """What a model answered to a batch (see model.py), perhaps with Hiding, and the weight of each
     loss -> losses by the weight's name, those of weight 0 left out. aloud: the batch holds lines of
-    working."""
+    working; is_last (B,): 1 where the answer is the last of them."""
     c, T, device = model.config, logits.shape[1], logits.device
     interval, middle = c.token / SAMPLE_RATE, c.middle / SAMPLE_RATE  # seconds
     valid = torch.arange(T, device=device) * c.token < batch.lengths[:, None]  # (B, T)
@@ -49,4 +59,6 @@ def losses(model, frames, logits, so_far_logits, batch, hidden, task, weights, a
             label = torch.where(slot < 0, -1, label)
             off = cross_entropy(so_far_logits, label.clamp(min=0))
             out['w_so_far'] = mean(off, valid & (label >= 0))
+        if weights['w_halt'] and halt is not None:
+            out['w_halt'] = F.binary_cross_entropy_with_logits(halt.float(), is_last)
     return out

@@ -47,6 +47,7 @@ class JMambaConfig:
     n_head: int = 4         # attention heads; of cross-attention's, half go by clock
     counting: float = 0.5   # share of the Mamba-2 heads that never forget, so that they can count
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
+    halting: bool = False   # one more head says whether what is played is the answer
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
     turning: bool = False   # the Mamba-2 states turn, by angles that depend on what is heard
     pointer: bool = True    # False: every frame is generated
@@ -446,6 +447,7 @@ class MiniJMamba(nn.Module):
     def __init__(self, config, layer=Mamba2):
         super().__init__()
         c = self.config = config
+        self.tool = None  # what it may call between passes: see think.py
         self.spectrum = Spectrum()
         self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
         self.encoder = nn.ModuleList(layer(c) for _ in range(c.n_encoder))
@@ -458,6 +460,7 @@ class MiniJMamba(nn.Module):
         self.gate = nn.Linear(c.d_model, c.patch * len(c.points_at.split(',')))
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
         self.so_far = nn.Linear(c.d_model, c.n_so_far)
+        self.halt = nn.Linear(c.d_model, 1) if c.halting else None
         self.init_weights()
 
     @torch.no_grad()
@@ -513,15 +516,17 @@ class MiniJMamba(nn.Module):
 
     def forward(self, question, lengths, may_generate=None, hiding=None):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames
-        (B, T * patch, F), log magnitudes; symbol logits (B, T, n_symbols + 1); logits on what the
-        question comes to so far (B, T, n_so_far). Training may say which frames may_generate,
-        (B, T * patch), as all others must be pointed at, and give a prepare.Hiding."""
+        (B, T * patch, F), log magnitudes; symbol logits (B, T, n_symbols + 1); with halting a logit
+        that this is the answer (B,), or None; logits on what the question comes to so far
+        (B, T, n_so_far). Training may say which frames may_generate, (B, T * patch), as all others
+        must be pointed at, and give a prepare.Hiding."""
         frames = self.hear(question)
         memory = self.encode(frames)
         return *self.answer(memory, frames, lengths, may_generate, hiding), self.so_far(memory)
 
     def answer(self, memory, frames, lengths, may_generate=None, hiding=None):
-        """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> answer frames, logits"""
+        """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> answer frames, symbol
+        logits, whether this is the answer"""
         c, T = self.config, frames.shape[1]
         at = torch.arange(T, device=frames.device)
         n = ((lengths + c.token - 1) // c.token).clamp(1, T)[:, None]  # tokens that count
@@ -545,7 +550,9 @@ class MiniJMamba(nn.Module):
         x = self.self_attention(x)
         for layer in self.decoder[half:]:
             x = layer(x, pace)
-        return self.heads(x, copied, may_generate)
+        x = self.norm(x)  # It is the answer unless a token says that it goes on:
+        halt = self.halt and -self.halt(x)[..., 0].masked_fill(~valid, -math.inf).amax(1)
+        return *self.heads(x, copied, may_generate), halt
 
     def elsewhere(self, frames):
         """Frames (B, n, F), 0 where nothing sounds -> what stands at each of config.points_at,
@@ -573,7 +580,6 @@ class MiniJMamba(nn.Module):
         """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames, symbol
         logits"""
         c = self.config
-        x = self.norm(x)
         made = self.frames(x).unflatten(-1, (c.patch, -1))
         if may_generate is not None:
             made = made * may_generate.unflatten(1, (-1, c.patch))[..., None]

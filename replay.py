@@ -13,19 +13,16 @@ from torch.utils._pytree import tree_map
 
 from model import HOP
 from prepare import SAMPLE_RATE, Batch, Hiding, only_repeated, play_plainly, repeats_at
-from tasks import REST, TASKS
-from tasks.task import close_gaps
+from tasks import REST, next_line
 from think import DITHER, TONE, change, played
 
 PATIENCE = 8  # times, on average, that a line which gets nowhere is asked
 
 
-def next_line(task, q):
-    """Rows (B, N) of lines of working, with pauses anywhere -> the next lines, in the same slots"""
-    sounds = q != REST
-    line = TASKS[task].next_line(close_gaps(q, q.shape[1]))
-    rank = (sounds.cumsum(1) - 1).clamp(min=0)
-    return torch.where(sounds, line.gather(1, rank), REST)
+def new_frames(task, batch):
+    """Which frames of a Batch's answers (B, frames) do not repeat the question"""
+    n_frames, seconds = batch.question.shape[1] // HOP, HOP / SAMPLE_RATE
+    return ~repeats_at(task, batch.asked, batch.wanted, batch.rhythm, n_frames, seconds)
 
 
 def begin(batch, n):
@@ -41,10 +38,7 @@ def with_replay(task, batch, may_generate, hidden, kept, generator):
     heard = kept._replace(question=kept.question + DITHER * noise)
     batch = tree_map(lambda ours, drawn: torch.cat([ours, drawn[n:]]), heard, batch)
     if may_generate is not None:
-        n_frames = may_generate.shape[1]
-        repeated = repeats_at(task, kept.asked, kept.wanted, kept.rhythm, n_frames,
-                              HOP / SAMPLE_RATE)
-        may_generate = torch.cat([~repeated, may_generate[n:]])
+        may_generate = torch.cat([new_frames(task, kept), may_generate[n:]])
     if hidden is not None:
         oneself = torch.arange(n, device=hidden.neighbour.device)
         hidden = Hiding(

@@ -42,7 +42,7 @@ from results import (
     write_ours,
 )
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
-from think import converse, reply, with_silence
+from think import conversation, reply, with_silence
 from transcribe import find_tones, transcribe
 from words import show, summarize
 
@@ -161,17 +161,21 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
     override['sound'] = 'real' if sound == 'real' else 'clean'
     for b in prepare.split_batches(task, split, n, seed, device, **override):
         b = change(b, sound)
-        answers, passes = converse(model, b.question, b.lengths, think, votes)
-        stopped += int((passes < think).sum())
         wants = [decode(row) for row in b.wanted]
         questions = [decode(row) for row in b.asked]
         asked.update(questions)
         wire += sum(h == w for h, w in zip(transcribe(b.question), wants, strict=True))
 
         # Listen to the answers after so many passes; to all of them for a diagnosis.
-        last = len(answers) - 1
-        listen = set(range(last + 1)) if errors else {last, *(min(k - 1, last) for k in by_passes)}
-        heard_at = {k: transcribe(answers[k]) for k in listen}
+        answers, heard_at = [], {}
+        for answer, passes in conversation(model, b.question, b.lengths, think, votes):
+            last = len(heard_at)
+            heard_at[last] = transcribe(answer) if errors or last + 1 in by_passes else None
+            finished = int((passes < think).sum())
+            if errors:
+                answers.append(answer)
+        heard_at[last] = transcribe(answer)
+        stopped += finished
         for k in by_passes:
             heard = heard_at[min(k - 1, last)]
             by_passes[k] += sum(h == w for h, w in zip(heard, wants, strict=True))

@@ -7,11 +7,18 @@ import math
 import torch
 import torch.nn.functional as F
 
-from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING
-from transcribe import power_of
+from model import HOP
+from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_plainly
+from tasks import REST, decode
+from transcribe import find_tones, power_of
 
 DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
+BACK = 1.2      # seconds of the end of a long line that are heard: two divisors
+FAINT = 0.03    # amplitude under which there is silence between tones
+FRONT = 0.9     # seconds of the beginning of a long line that are heard
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
+MARGIN = 0.015  # seconds by which a tone may be longer, at either end, than the scorer finds it
+TRIES = 3       # how often only the ends of a line are heard in vain, until all of it always is
 TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
 
 
@@ -58,20 +65,23 @@ def with_silence(model, question):
 
 def reply(model, question, heard, lengths, noise=None):
     """One pass: waveforms with_silence (B, T * token), their spectrum (B, frames, 2, F) and lengths
-    (B,) -> answer frames (B, frames, F) and symbol logits (B, T, n_symbols + 1). noise (T * token,)
-    of deviation 1 is always the same, unless it is given."""
+    (B,) -> answer frames (B, frames, F), symbol logits (B, T, n_symbols + 1) and, from a model that
+    can tell, a logit that this is the answer (B,). noise (T * token,) of deviation 1 is always the
+    same, unless it is given."""
     if noise is None:
         generator = torch.Generator(question.device).manual_seed(0)
         noise = torch.randn(question.shape[1], generator=generator, device=question.device)
     memory = model.encode(model.hear(question + DITHER * noise))
-    frames, logits = model.answer(memory, model.in_tokens(heard), lengths + model.config.token)
-    return frames.float(), logits
+    lengths = lengths + model.config.token
+    frames, logits, halt = model.answer(memory, model.in_tokens(heard), lengths)
+    return frames.float(), logits, halt
 
 
 def one_pass(model, question, heard, lengths, noise=None):
-    """As in reply -> the answer's waveform (B, T * token), silent beyond each length"""
-    frames, _ = reply(model, question, heard, lengths, noise)
-    return played(model, frames, heard, lengths)
+    """As in reply -> the answer's waveform (B, T * token), silent beyond each length, and the logit
+    that this is the answer"""
+    frames, _, halt = reply(model, question, heard, lengths, noise)
+    return played(model, frames, heard, lengths), halt
 
 
 def played(model, frames, heard, lengths):
@@ -99,7 +109,7 @@ def shifted_pass(model, question, lengths, shift):
     """one_pass of the sound begun `shift` samples later, so that its tones lie elsewhere in their
     tokens -> the answer's waveform, begun where the question begins"""
     later = F.pad(question, (shift, model.config.token - shift))
-    wave = one_pass(model, later, model.spectrum.stft(later), lengths + shift)
+    wave, _ = one_pass(model, later, model.spectrum.stft(later), lengths + shift)
     return wave[:, shift:shift + question.shape[1]]
 
 
@@ -107,15 +117,16 @@ def vote(model, question, heard, lengths, votes):
     """As one_pass; but where two passes, one of them shifted, do not play the same, as many pass as
     `votes` says, and the sound counts that most of them play"""
     shifts = [model.config.token * k // votes for k in range(1, votes)]
-    waves = [one_pass(model, question, heard, lengths)]
+    wave, halt = one_pass(model, question, heard, lengths)
     if not shifts:
-        return waves[0]
+        return wave, halt
+    waves = [wave]
     middle = shifts.pop(len(shifts) // 2)
     waves.append(shifted_pass(model, question, lengths, middle))
     spectra = [model.spectrum.stft(wave) for wave in waves]
     rows = (change(model, *spectra) >= TONE).nonzero()[:, 0]
     if not len(rows):
-        return waves[0]
+        return wave, halt
     some = [wave[rows] for wave in waves]
     some += [shifted_pass(model, question[rows], lengths[rows], shift) for shift in shifts]
     spectra = [spectrum[rows] for spectrum in spectra]
@@ -123,18 +134,117 @@ def vote(model, question, heard, lengths, votes):
     agree = [sum((change(model, a, b) < TONE).long() for b in spectra) for a in spectra]
     best = torch.stack(agree).argmax(0)
     chosen = torch.stack(some)[best, torch.arange(len(rows), device=rows.device)]
-    return waves[0].index_copy(0, rows, chosen)
+    return wave.index_copy(0, rows, chosen), halt
+
+
+# --- a tool between passes ---
+
+def called(tool, waves):
+    """Waveforms (B, S) that a model has played -> what it hears next: where a tool, text -> a row
+    of symbols, is called, that is played in the place of the tones that it changes"""
+    tones = find_tones(waves)
+    waves = waves.clone()
+    for i in range(len(waves)):
+        mine = tones.clip == i
+        symbol, start, length = tones.symbol[mine], tones.start[mine], tones.length[mine]
+        try:
+            row = torch.tensor(tool(decode(symbol)), device=waves.device)
+        except ValueError:
+            continue
+        new = row != symbol
+        begin = ((start - MARGIN).clamp(min=0) * SAMPLE_RATE).long()
+        end = ((start + length + MARGIN) * SAMPLE_RATE).long()
+        for k in new.nonzero()[:, 0]:
+            waves[i, begin[k]:end[k]] = 0
+        rhythm = make_rhythm(1, len(row), device=waves.device)
+        rhythm = rhythm._replace(start=start[None].float(), length=length[None].float())
+        row = torch.where(new, row, REST)
+        waves[i] += play_plainly(row[None], rhythm, waves.shape[1])[0]
+    return waves
+
+
+# --- long lines: their ends alone are heard ---
+
+def ends_of(tape, lengths, scale):
+    """Waveforms (B, S) and their lengths in samples (B,) -> in blocks of HOP samples, where the
+    beginning of what sounds starts and where it is cut, where its end is cut, and how much lies
+    between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, FRONT
+    seconds from the first tone on and BACK before the end of the last, `scale` times as much."""
+    sounds = tape.unflatten(1, (-1, HOP)).abs().amax(2) > FAINT
+    n = sounds.shape[1]
+    at = torch.arange(n, device=tape.device)
+    sounds = sounds & (HOP * at < lengths[:, None])
+    front, back = (round(scale * seconds * SAMPLE_RATE / HOP) for seconds in (FRONT, BACK))
+    first = torch.where(sounds, at, n).amin(1)
+    last = torch.where(sounds, at, -1).amax(1)
+    is_behind = ~sounds & (at >= first[:, None] + front)
+    is_before = ~sounds & (at <= last[:, None] - back)
+    cut = torch.where(is_behind, at, n).amin(1) + 1
+    end = torch.where(is_before, at, -1).amax(1)
+    return (first - 2).clamp(min=0), cut, end, end - cut
+
+
+def joined(tape, lengths, start, cut, end):
+    """As in ends_of -> beginning and end, one behind the other, (B, any), and their lengths"""
+    front = (cut - start)[:, None]
+    size = front + -(-lengths[:, None] // HOP) - end[:, None]
+    at = torch.arange(int(size.max()), device=tape.device)
+    block = at + torch.where(at < front, start[:, None], end[:, None] - front)
+    blocks = tape.unflatten(1, (-1, HOP))
+    block = block.clamp(max=blocks.shape[1] - 1)[..., None].expand(-1, -1, HOP)
+    parts = blocks.gather(1, block) * (at < size)[..., None]
+    return parts.flatten(1), size[:, 0] * HOP
+
+
+def brief_pass(model, tape, lengths, votes, may):
+    """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
+    (B, S); for which of them (B,) that counts; and for which it was tried in vain.
+
+    The ends are heard twice, the second time more of them. What is played counts if it changes the
+    same both times, near the beginning, and nothing else. All else stays as it was."""
+    s, sure = model.spectrum, torch.zeros_like(may)
+    scales = 1, 1.5
+    if tape.shape[1] < scales[-1] * (FRONT + BACK) * SAMPLE_RATE or not may.any():
+        return tape, sure, sure
+    ends = [ends_of(tape, lengths, scale) for scale in scales]
+    rows = (may & (ends[-1][3] > 0)).nonzero()[:, 0]
+    if not len(rows):
+        return tape, sure, sure
+    start, cut = (x[rows] for x in ends[0][:2])
+    may_change = HOP * (3 * (cut - start) // 4)  # samples
+    longest = int(may_change.max())
+    longest += -longest % model.config.token
+    counts, played = True, []
+    for *where, _ in ends:
+        parts, n = joined(tape[rows], lengths[rows], *[x[rows] for x in where])
+        parts = with_silence(model, parts)
+        heard = s.stft(parts)
+        wave, _ = vote(model, parts, heard, n, votes)
+        first = torch.arange(wave.shape[1], device=wave.device) < may_change[:, None]
+        elsewhere = s.stft(torch.where(first, parts, wave))
+        counts &= change(model, heard, s.stft(wave)) >= TONE
+        counts &= change(model, heard, elsewhere) < TONE
+        played.append(F.pad(wave * first, (0, longest))[:, :longest])
+    counts &= change(model, *[s.stft(x) for x in played]) < TONE
+    tape, sure, in_vain = tape.clone(), sure.clone(), sure.clone()
+    sure[rows], in_vain[rows] = counts, ~counts
+    for k in counts.nonzero()[:, 0].tolist():
+        at, n = HOP * int(start[k]), int(may_change[k])
+        tape[rows[k], at:at + n] = played[0][k, :n]
+    return tape, sure, in_vain
 
 
 # --- the conversation ---
 
 @torch.inference_mode()
-def converse(model, question, lengths=None, think=1, votes=1):
-    """Waveforms (B, S) and their lengths in samples -> the answers of every pass, a list of
-    waveforms (B, S), silent beyond each length, and how many passes changed each example, (B,).
+def conversation(model, question, lengths=None, think=1, votes=1, halting=True, brief=True):
+    """Waveforms (B, S) and their lengths in samples -> after each pass, the answers (B, S), silent
+    beyond each length, and how many passes have changed each example, (B,).
 
     The model hears its own answer as the next question, up to `think` passes in all; an example is
-    done when the sound that it plays is the sound that it heard. votes: see vote."""
+    done when the sound that it plays is the sound that it heard, or with halting, if the model can
+    tell, when it says so. votes: see vote. brief: of long lines the ends are heard, see brief_pass.
+    """
     n_samples = question.shape[1]
     if lengths is None:
         lengths = torch.full((len(question),), n_samples, device=question.device)
@@ -143,7 +253,7 @@ def converse(model, question, lengths=None, think=1, votes=1):
     if far.any():  # training has heard less
         question = torch.where(far[:, None], tuned(question, off), question)
     passes = torch.zeros_like(lengths)
-    answer, answers = torch.zeros_like(question), []
+    answer = torch.zeros_like(question)
     question = with_silence(model, question)
     heard = model.spectrum.stft(question)
     # A recording may be faint.
@@ -153,15 +263,35 @@ def converse(model, question, lengths=None, think=1, votes=1):
     heard = heard * gain[:, None, None, None]
 
     going = torch.arange(len(question), device=question.device)  # whose sound still changes
+    tries = torch.full_like(lengths, TRIES * (brief and think > 1))
     for _ in range(think):
-        question = vote(model, question, heard, lengths[going], votes)
+        before, n = question, lengths[going]
+        question, sure, in_vain = brief_pass(model, before, n, votes, tries[going] > 0)
+        tries[going[in_vain]] -= 1
+        changed, goes_on = sure, sure.clone()
+        rows = (~sure).nonzero()[:, 0]
+        if len(rows):
+            heard = model.spectrum.stft(before[rows]) if heard is None else heard[rows]
+            wave, halt = vote(model, before[rows], heard, n[rows], votes)
+            if model.tool:
+                wave = called(model.tool, wave)
+            spectrum = model.spectrum.stft(wave)
+            changed[rows] = change(model, heard, spectrum) >= TONE
+            goes_on[rows] = changed[rows]
+            if halting and halt is not None:
+                goes_on[rows] &= halt < 0
+            question = wave if len(rows) == len(going) else question.index_copy(0, rows, wave)
+        passes[going[changed]] += 1
         answer = answer.index_copy(0, going, question[:, :n_samples])
-        answers.append(answer)
-        if think > 1:
-            spectrum = model.spectrum.stft(question)
-            changed = change(model, heard, spectrum) >= TONE
-            question, heard, going = question[changed], spectrum[changed], going[changed]
-            passes[going] += 1
-            if not len(going):
-                break
-    return answers, passes
+        yield answer, passes
+        # What was just played need not be analysed again.
+        heard = spectrum[goes_on] if len(rows) == len(going) else None
+        question, going = question[goes_on], going[goes_on]
+        if think == 1 or not len(going):
+            break
+
+
+def converse(*question, **settings):
+    """As conversation -> the answers of every pass, a list, and how many passes changed each"""
+    answers, passes = zip(*conversation(*question, **settings), strict=True)
+    return list(answers), passes[-1]

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import random
-import re
 import shlex
 import signal
 import sys
@@ -35,9 +34,9 @@ from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import extended, load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from kernels import capture, compile_parts, kernel_missing
-from losses import losses
-from model import HOP, CrossAttention, JMambaConfig, Mamba2, SelfAttention
-from replay import begin, go_on, with_replay
+from losses import last_line, losses
+from model import CrossAttention, JMambaConfig, Mamba2, SelfAttention
+from replay import begin, go_on, new_frames, with_replay
 from results import clear_results, hold, provenance, write_whole
 from score import validate
 from tasks import SYMBOLS, TASKS, n_so_far, taken
@@ -64,6 +63,7 @@ hide = 0.0               # share of the examples in which copies can only be poi
 replay = 0.0             # aloud: share of the examples in which it hears itself: see replay.py
 think = 64               # aloud: passes at most when it is asked
 shuffled = False         # a control: every question gets another's answer
+learns = ''              # the part of the model that learns, such as halt; '' is all of it
 batch_size = 16          # examples made for each forward and backward, on all GPUs together
 gradient_accumulation_steps = 1  # of those for each update
 # model: each field of JMambaConfig, see model.py, is a setting too
@@ -75,6 +75,7 @@ w_frames = 1.0           # L1 + L2 of the compressed frames
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
 w_ctc = 0.0              # instead of it: of all symbols, of any alignment (Graves et al., 2006)
 w_so_far = 0.1           # cross-entropy of what the question comes to so far, from the encoder
+w_halt = 0.1             # with halting: of whether the answer is the last line of the working
 # optimizer
 learning_rate = 2e-3     # the highest, after the warm-up
 max_iters = 300          # updates
@@ -104,7 +105,7 @@ choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=-1, learning_rate=0,
        min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_symbols=0, w_ctc=0,
-       w_so_far=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
+       w_so_far=0, w_halt=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
        mixed_symbols=(0, 1), seed=SEEDS)
 sizes = {'n_symbols': len(SYMBOLS), 'n_so_far': n_so_far()}
 try:
@@ -143,12 +144,11 @@ try:
         model = make_model(c).to(device)
     else:
         folder = out_dir if init_from == 'resume' else init_from
-        is_folder = not re.search(r'^(resume|release|hf:.*|.*\.(pt|safetensors))$', init_from)
-        model, checkpoint = load_checkpoint(folder, device, 'out_dir' if is_folder else init_from)
+        model, checkpoint = load_checkpoint(out_dir, device, init_from)
         was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
-        fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far'}
+        fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far', 'halting'}
         if init_from == 'resume':
-            fixed |= {'tasks', 'aloud', 'curriculum', 'seed', 'n_symbols', 'n_so_far'}
+            fixed |= {'tasks', 'aloud', 'curriculum', 'seed', *asdict(c)} - {'ssd'}
         for key in (key for key in fixed if was[key] != now[key]):
             fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
         model = extended(model, c)
@@ -164,18 +164,21 @@ except ValueError as e:
     fail(e)
 except OSError as e:
     fail(f"cannot write to {out_dir}: {e.strerror}")
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, tasks: {tasks}")
+learned = [(n, p) for n, p in model.named_parameters() if n.startswith(learns)]
+learned or fail(f"learns names no part of the model: {learns}")
+for name, p in model.named_parameters():
+    p.requires_grad_(name.startswith(learns))
+print(f"{sum(p.numel() for _, p in learned):,} parameters on {device}, tasks: {tasks}")
 
 cuda_graphs = compile and kind == 'cuda'
-matrices = [p for n, p in model.named_parameters() if p.dim() > 1 and 'conv' not in n]
-others = [p for n, p in model.named_parameters() if p.dim() < 2 or 'conv' in n]
+matrices = [p for n, p in learned if p.dim() > 1 and 'conv' not in n]
+others = [p for n, p in learned if p.dim() < 2 or 'conv' in n]
 groups = [{'params': matrices, 'weight_decay': weight_decay},
           {'params': others, 'weight_decay': 0.0}]
 lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
 optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
-iter_num, best, seconds = 0, -1.0, 0.0
-to_validate = False  # a stop has come in between
+iter_num, best, seconds, to_validate = 0, -1.0, 0.0, False  # True: a stop came in between
 wrong = {t: 1.0 for t in names}  # share of the validation questions
 level = torch.full((), difficulty, device=device)  # a CUDA graph reads it there
 if init_from == 'resume':
@@ -217,7 +220,7 @@ def save(name):
 
 # --- one update ---
 
-weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far')}
+weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
 
 
 def examples(task):
@@ -230,10 +233,7 @@ def examples(task):
                                    sound, aloud=task in spoken, pauses=pauses_of[task], **wishes)
         may_generate = hidden = None
         if c.pointer:  # what is repeated is not to be learned by heart
-            n_frames, seconds_each = batch.question.shape[1] // HOP, HOP / prepare.SAMPLE_RATE
-            symbols = batch.asked, batch.wanted
-            repeated = prepare.repeats_at(task, *symbols, batch.rhythm, n_frames, seconds_each)
-            may_generate = ~repeated
+            may_generate = new_frames(task, batch)
         if task in hiding:
             hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden
@@ -253,9 +253,10 @@ def step(task, made):
         if task in conversations:
             batch, may_generate, hidden = with_replay(task, drawn, may_generate, hidden,
                                                       conversations[task], generator)
+        is_last = last_line(task, batch, task in spoken) if c.halting else None
         with amp:
             answer = model(batch.question, batch.lengths, may_generate, hidden)
-            parts = losses(model, *answer, batch, hidden, task, weights, task in spoken)
+            parts = losses(model, *answer, batch, hidden, is_last, task, weights, task in spoken)
             loss = sum(weights[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
         if task in conversations:
@@ -328,8 +329,7 @@ def validate_and_save():
     right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
     wrong = {t: 1 - x for t, x in right.items()}
     score = sum(right.values()) / len(right)
-    better = score >= best
-    best = max(best, score)
+    better, best = score >= best, max(best, score)
     seconds, clock = seconds + time.time() - clock, time.time()
     row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': float(level), 'odds': odds}
     print(json.dumps({**row, **found}), file=log_file)

@@ -7,15 +7,15 @@ import inspect
 
 import torch
 
-from tasks import bracket, dyna, filtro, inducto, logic, mirror, mod, reverse, twice
-from tasks.task import NO_SYMBOL, REST, SYMBOLS, Task, decode, encode
+from tasks import bracket, calculator, dyna, filtro, inducto, logic, mirror, mod, reverse, twice
+from tasks.task import NO_SYMBOL, REST, SYMBOLS, Task, close_gaps, decode, encode
 
 __all__ = ['NO_SYMBOL', 'REST', 'SYMBOLS', 'TASKS', 'Task', 'bucket_of', 'decode', 'draw', 'encode',
-           'insert_pauses', 'n_so_far', 'so_far', 'solve', 'split_names', 'taken',
-           'task_of']
+           'insert_pauses', 'n_so_far', 'next_line', 'so_far', 'solve', 'split_names', 'taken',
+           'task_of', 'tool_of']
 
 TASKS = {t.name: t for t in (mirror.task, mod.task, bracket.task, reverse.task, twice.task,
-                              logic.task, dyna.task, filtro.task, inducto.task)}
+                              logic.task, dyna.task, filtro.task, inducto.task, calculator.task)}
 
 # Questions are held out by a fixed hash of their symbols, so that no training run can meet a test
 # question. val and val_ood are for choosing among checkpoints and settings: val_ood is as far out
@@ -107,6 +107,14 @@ def taken(task, **wishes):
     return {k: v for k, v in wishes.items() if k in parameters}
 
 
+def next_line(task, q):
+    """Rows (B, N) of lines of working, with pauses anywhere -> the next lines, in the same slots"""
+    sounds = q != REST
+    line = TASKS[task].next_line(close_gaps(q, q.shape[1]))
+    rank = (sounds.cumsum(1) - 1).clamp(min=0)
+    return torch.where(sounds, line.gather(1, rank), REST)
+
+
 def n_so_far():
     """How many labels there are for what a question comes to so far, of all tasks together"""
     return sum(t.n_so_far for t in TASKS.values())
@@ -146,6 +154,12 @@ def task_of(text, names):
         found = f"belongs to none of {', '.join(names)}"
         fit = names
     raise ValueError(f"{text!r} {found}; name its task, such as --task={fit[0]}")
+
+
+def tool_of(names):
+    """The tool that a model of these tasks may call, or None"""
+    tools = [TASKS[name].tool for name in names if TASKS[name].tool]
+    return tools[0] if tools else None
 
 
 def is_question(task, text):

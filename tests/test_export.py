@@ -74,7 +74,7 @@ def difference(model, session, question):
     with torch.inference_mode():
         question = with_silence(model, question)
         heard = model.spectrum.stft(question)
-        wave = one_pass(model, question, heard, torch.tensor([S]), noise)
+        wave, _ = one_pass(model, question, heard, torch.tensor([S]), noise)
         wanted = float(change(model, heard, model.spectrum.stft(wave))[0])
     assert answer.shape == (1, S)
     return float((answer - wave[:, :S]).abs().max()), abs(changed - wanted)

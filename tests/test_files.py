@@ -276,7 +276,7 @@ def test_a_folder_without_a_checkpoint_gets_a_sentence(script, tmp_path, capsys)
     ('sample.py', '--task=sing', 'task is mirror or mod or bracket or reverse'),
     ('score.py', '--num_samples=0', 'num_samples must be at least 1, not 0'),
     ('score.py', '--split=ood_lenght', 'ood_length_15'),
-    ('score.py', '--init_from=best', 'init_from is out_dir, release, a file'),
+    ('score.py', '--init_from=best', 'there is no best; init_from is release, a folder'),
 ])
 def test_what_a_checkpoint_cannot_be_asked(script, flag, says, trained, capsys):
     said = refusal(capsys, script, f'--out_dir={trained}', flag)

@@ -333,7 +333,7 @@ def test_thinking_stops_when_what_is_played_is_what_was_heard():
         """The first line leads to the second, which leads to itself."""
         heard.append(transcribe(sounds[-1]))
         played = F.pad(replies[:len(memory)], (0, TOKEN))
-        return hear(played).unflatten(2, (5, -1)).flatten(1, 2), None
+        return hear(played).unflatten(2, (5, -1)).flatten(1, 2), None, None
 
     model.hear, model.answer = listen, answer
     answers, passes = converse(model, questions, torch.tensor([12800, 12800]), think=16)

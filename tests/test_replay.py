@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 import think
 from prepare import make_batch, play_text
-from replay import begin, go_on, next_line, with_replay
-from tasks import TASKS, decode, draw
+from replay import begin, go_on, with_replay
+from tasks import TASKS, decode, draw, next_line
 from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
 from tests.test_train import checkpoint_in
 from transcribe import transcribe
@@ -98,15 +98,16 @@ def test_most_votes_count(monkeypatch):
         later = int((question[0] != 0).nonzero()[0])  # a shifted question begins with silence
         played = torch.cat([answers[len(asked)], a])[:len(question)]
         asked.append(len(question))
-        return F.pad(played, (later, question.shape[1] - S - later))
+        return F.pad(played, (later, question.shape[1] - S - later)), None
 
     monkeypatch.setattr(think, 'one_pass', one_pass)
     model = tiny_model()
     question = torch.ones(2, S)
     heard = model.spectrum.stft(question)
-    played = think.vote(model, question, heard, torch.tensor([S, S]), 5)
+    played, _ = think.vote(model, question, heard, torch.tensor([S, S]), 5)
     assert asked == [2, 2, 1, 1, 1]
     assert transcribe(played) == ['B', 'A']
     asked.clear()
-    assert transcribe(think.vote(model, question, heard, torch.tensor([S, S]), 1)) == ['A', 'A']
+    played, _ = think.vote(model, question, heard, torch.tensor([S, S]), 1)
+    assert transcribe(played) == ['A', 'A']
     assert asked == [2]

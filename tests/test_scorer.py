@@ -192,12 +192,13 @@ def test_logits_are_read_where_the_tones_are(monkeypatch):
 
 def plays(monkeypatch, *texts):
     """Let every model, asked one question, play these texts one after the other"""
-    def converse(model, question, lengths, think, votes=1):
+    def conversation(model, question, lengths, think, votes=1):
         n_samples = question.shape[1]
-        waves = [F.pad(play_text(t), (0, n_samples))[None, :n_samples] for t in texts[:think]]
-        return waves, torch.tensor([len(texts) - 1 if think > 1 else 0])
+        for text in texts[:think]:
+            wave = F.pad(play_text(text), (0, n_samples))[None, :n_samples]
+            yield wave, torch.tensor([len(texts) - 1 if think > 1 else 0])
 
-    monkeypatch.setattr(score, 'converse', converse)
+    monkeypatch.setattr(score, 'conversation', conversation)
 
 
 def one_question(task, split):

@@ -218,7 +218,7 @@ def test_a_model_needs_no_doubles():
     b = make_batch('mod', 'iid', 4, gen())
     with NoDoubles():
         converse(model, b.question, b.lengths, think=2)
-        frames, logits, _ = model(b.question, b.lengths)
+        frames, logits, *_ = model(b.question, b.lengths)
         (frames.mean() + logits.mean()).backward()
 
 

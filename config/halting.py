@@ -1,0 +1,17 @@
+# A head that says that the answer is played, for weights that have none. Minutes on a laptop.
+base('multitask')
+init_from = 'release'
+halting = True
+learns = 'halt'
+mix = '1,2,2'
+batch_size = 32
+learning_rate = 3e-2
+min_lr = 1e-4
+weight_decay = 0.0
+warmup_iters = 20
+max_iters = 600
+lr_decay_iters = 600
+eval_interval = 600
+eval_samples = 50
+log_interval = 20
+compile = False

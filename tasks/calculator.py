@@ -1,0 +1,62 @@
+"""
+Remainders with a tool: the model only calls it. The tone = in the place of the first % says that
+the division at hand is to be done; a calculator hears that and plays the remainder in its place.
+
+    9 8 7 % 6 5 % 7      is asked
+    9 8 7 = 6 5 % 7      what the model plays: a call
+    . . . . 1 2 % 7      what the calculator makes of it, which the model hears next
+
+Questions and answers are those of mod.
+"""
+import re
+
+import torch
+
+from tasks import mod
+from tasks.task import REST, decode, encode
+
+CALL, = encode('=')
+
+
+def next_line(q):
+    """Rows (B, N) -> the same with a call in the place of the first %, if there is none yet"""
+    calls = (q == CALL).any(1, keepdim=True)
+    first = (q == mod.PERCENT) & ((q == mod.PERCENT).cumsum(1) == 1)
+    return torch.where(first & ~calls, CALL, q)
+
+
+def tool(text):
+    """A line in text -> what the calculator plays in its slots, a row; ValueError if that is no
+    call"""
+    parts = re.fullmatch(r'(\d+)=(\d*)((?:%\d*)*)', text)
+    if not parts:
+        raise ValueError
+    a, b, rest = parts.groups()
+    left = mod.working(f'{a}%{b}')[-1] if int(b or 0) else ''
+    row = encode(left + rest) if left else [mod.NONE]
+    return [REST] * (len(text) - len(row)) + row
+
+
+def working(text):
+    """What is heard from pass to pass: calls and what comes of them are one"""
+    lines = [text]
+    while '%' in lines[-1]:
+        lines.append(decode(tool(lines[-1].replace('%', '=', 1))))
+    return lines
+
+
+def draw(n, generator, device, aloud=False, **wishes):
+    """As mod's. All lines that are heard are such questions."""
+    return mod.draw(n, generator, device, **wishes)
+
+
+task = mod.task._replace(
+    name='calculator',
+    draw=draw,
+    working=working,
+    next_line=next_line,
+    tool=tool,
+    so_far=None,
+    n_so_far=0,
+    hard=None,
+)
