@@ -19,6 +19,7 @@ import platform
 import shutil
 import statistics
 import time
+from collections import deque
 from dataclasses import replace
 
 # This comes first: --help and mistakes need not wait for the rest.
@@ -37,27 +38,19 @@ from files import STREAM_BLOCK
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
 from listen import conversations
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, mixer, ssd
-from prepare import (
-    SAMPLE_RATE,
-    TONE_RMS,
-    gain,
-    make_batch,
-    make_rhythm,
-    max_samples,
-    play,
-    split_batches,
-)
+from prepare import SAMPLE_RATE, TONE_RMS, make_batch, play, split_batches
 from score import edit_distance, find_tones, transcribe
 from tasks import SYMBOLS, TASKS, decode, taken
-from think import converse
+from think import conversation, converse
 
 out = 'bench.json'  # where the numbers go
-parts = 'limits,audio,step,scan,length,listen,scorer'
+parts = 'limits,audio,step,scan,length,digits,listen,scorer'
 configs = 'mirror,bracket,mod,mod_direct'  # whose training step is timed: files in config/
 repeats = 10        # timed runs of each line
 device = 'auto'     # auto, cpu, cuda, mps
 batch_size = 0      # of the training steps; 0 is the configs' own on a GPU, and 16 on a CPU
 minutes = 10.0      # the longest sound answered
+digits = 100        # of the longest number divided
 tokens = 16384      # the longest scan
 questions = 1000    # in a stream that is listened to
 ALL = parts.split(',')
@@ -67,7 +60,7 @@ SIZES = {'mod_direct': {'d_model': 192, 'batch_size': 1024}}  # wider than it is
 H, P, N = 8, 32, 64  # of a Mamba-2 layer at d_model 128
 
 # --- check the settings ---
-bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3)
+bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3, digits=1)
 chosen = names_of(globals(), 'parts', ALL)
 settings_of = {}
 for name in configs.split(','):
@@ -137,8 +130,8 @@ def bench_audio():
     """Synthesizer and scorer on one core, beside the time that the sound takes"""
     g = torch.Generator().manual_seed(0)
     symbols = torch.randint(len(SYMBOLS), (32, 10), generator=g)
-    rhythm = make_rhythm(32, 10, g)
-    wave = play(symbols, rhythm, max_samples(10))  # (32, S)
+    rhythm = prepare.make_rhythm(32, 10, g)
+    wave = play(symbols, rhythm, prepare.max_samples(10))  # (32, S)
     seconds = wave.numel() / SAMPLE_RATE
     torch.set_num_threads(1)
     synthesis = measure(lambda: play(symbols, rhythm, wave.shape[1]), graph=False)
@@ -228,8 +221,8 @@ def bench_step():
         wishes = taken(task, aloud=bool(settings.get('aloud')))
         wishes['pauses'] = int(settings.get('pauses', 0))
         batch = functools.partial(make_batch, task, 'train', size, generator, device, **wishes)
-        args = {k: v for k, v in settings.items() if k in JMambaConfig.__dataclass_fields__}
-        c = JMambaConfig(**args)
+        known = settings.keys() & JMambaConfig.__dataclass_fields__.keys()
+        c = JMambaConfig(**{key: settings[key] for key in known})
         label = f"{name}, d {c.d_model}, batch {size}: "
         report(label + 'the audio alone', 1000 * measure(batch), 'ms')
         ours = time_step(label + 'Mini-JMamba', c, batch)
@@ -372,6 +365,17 @@ def bench_length():
             report(f"{what} grows with length to the power of, from 10 s on", power, '')
 
 
+def bench_digits():
+    """How long the release thinks about a division of a long number"""
+    model, _ = load_checkpoint(device=device, init_from='release')
+    for n in (10, 30, 100, 300, 1000):
+        question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
+        if n <= digits:
+            t0 = time.perf_counter()
+            (_, passes), = deque(conversation(model, question, think=100 * n), maxlen=1)
+            report(f"{n} digits, {int(passes)} passes", time.perf_counter() - t0, 's')
+
+
 def stream_of_questions():
     """iid questions of all tasks, at 0 to 20 dB over white noise and 1 to 3 s apart -> the sound
     (S,), the second in which each question begins, and the right answers"""
@@ -387,7 +391,7 @@ def stream_of_questions():
         question, wanted = drawn[i]
         loudness, pause = torch.rand(2, generator=g).tolist()
         sound = F.pad(question, (0, round((1 + 2 * pause) * SAMPLE_RATE)))
-        noise = TONE_RMS * gain(-20 * loudness) * torch.randn(len(sound), generator=g)
+        noise = TONE_RMS * prepare.gain(-20 * loudness) * torch.randn(len(sound), generator=g)
         sounds.append(sound + noise)
         wants.append(wanted)
     begins = np.cumsum([0, *map(len, sounds)]) / SAMPLE_RATE
@@ -425,7 +429,7 @@ def bench_scorer():
     """The scorer against white noise"""
     g = torch.Generator().manual_seed(0)
     symbols = torch.randint(len(SYMBOLS), (500, 20), generator=g)
-    wave = play(symbols, make_rhythm(500, 20, g), max_samples(20))  # (500, S)
+    wave = play(symbols, prepare.make_rhythm(500, 20, g), prepare.max_samples(20))  # (500, S)
     wanted = [decode(row) for row in symbols]
     power = wave[wave != 0].square().mean()  # of the tones, without the gaps
     for db in (10, 0, -5, -10, math.inf):  # the last is clean
@@ -436,11 +440,9 @@ def bench_scorer():
 
 
 benches = dict(limits=bench_limits, audio=bench_audio, step=bench_step, scan=bench_scan,
-               length=bench_length, listen=bench_listen, scorer=bench_scorer)
-for part, bench in benches.items():
-    if part in chosen:
-        bench()
-
+               length=bench_length, digits=bench_digits, listen=bench_listen, scorer=bench_scorer)
+for part in chosen:
+    benches[part]()
 try:
     with open(out, 'w') as f:
         json.dump(rows, f, indent=1)

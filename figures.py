@@ -359,8 +359,9 @@ def confusion(runs, path):
 
 def scaling(names, path):
     """Draw accuracy against difficulty for each task and each summary.json, of score.py or ask.py,
-    which is named by its folder or itself"""
-    found = []
+    which is named by its folder or itself; of seeds, whose models' names differ in a last _s and a
+    number, the mean"""
+    found = {}
     for name in names:
         name = 'out/release' if name == 'release' else name
         file = os.path.join(name, 'summary.json') if os.path.isdir(name) else name
@@ -370,23 +371,29 @@ def scaling(names, path):
             lines = {task: {int(level): 100 * one['accuracy']
                             for level, one in part['by_difficulty'].items() if one['total']}
                      for task, part in summary['by_task'].items()}
-            asked = summary.get('questions', 'in tones')
-            found.append((f"{summary['model']}, {asked}".replace('$', r'\$'), lines))
+            model = re.sub(r'_s\d+$', '', summary['model'])
+            label = f"{model}, {summary.get('questions', 'in tones')}".replace('$', r'\$')
+            found.setdefault(label, []).append(lines)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise ValueError(f"{name} has no summary.json; score.py and ask.py write it") from None
-    tasks = list(dict.fromkeys(task for _, lines in found for task in lines))
+    every = sum(found.values(), [])
+    tasks = list(dict.fromkeys(task for lines in every for task in lines))
     if not tasks:
         raise ValueError("nothing was answered in any of these")
     fig = Figure(figsize=(2.8 * len(tasks), 3.2), layout='constrained')
     axes = fig.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    drawn = []
     for ax, task in zip(axes, tasks, strict=True):
         plain(ax, title=task, xlabel='difficulty', xlim=(0.8, 3.2), ylim=(-3, 103))
         ax.set_xticks((1, 2, 3))
-        drawn = [ax.plot(*zip(*sorted(lines.get(task, {0: np.nan}).items()), strict=True))[0]
-                 for _, lines in found]
+        drawn = []
+        for seeds in found.values():
+            tested = [lines[task] for lines in seeds if task in lines]
+            levels = sorted({level for lines in tested for level in lines})
+            means = [np.mean([lines[level] for lines in tested if level in lines])
+                     for level in levels]
+            drawn += ax.plot(levels, means)
     axes[0].set_ylabel('right (%)')
-    fig.legend(drawn, [name for name, _ in found], loc='outside lower center', frameon=False)
+    fig.legend(drawn, found, loc='outside lower center', frameon=False, ncols=2)
     save(fig, path)
 
 

@@ -142,7 +142,7 @@ BROKEN = 0.05              # exact match under which still longer questions are 
 
 @torch.no_grad()
 def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='clean',
-             errors=False, votes=1, **override):
+             errors=False, how=None, **override):
     """Ask n questions of a split and listen to the answers -> dict: exact match; token accuracy
     (share of the wanted symbols at the right place); mean edit distance; wire, the exact match of
     the question's own sound; shortcuts, that of what a sceptic would try; confused, which symbols
@@ -151,8 +151,9 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
 
     With think > 1 also exact match after so many passes, the mean number of passes that changed
     something, in all and by how many lines the right working has, and the share that stopped by
-    itself. sound, one of conditions.SOUNDS, is how it is asked. errors=True diagnoses each mistake
-    at its first wrong line and keeps the first sounds."""
+    itself. sound, one of conditions.SOUNDS, is how it is asked; how, a dict, what else conversation
+    is told. errors=True diagnoses each mistake at its first wrong line and keeps the first sounds.
+    """
     exact = right = total = distance = stopped = wire = 0
     mistakes, asked, passes_by_lines = [], set(), {}
     by_passes = {k: 0 for k in PASSES if k <= think}
@@ -168,7 +169,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
 
         # Listen to the answers after so many passes; to all of them for a diagnosis.
         answers, heard_at = [], {}
-        for answer, passes in conversation(model, b.question, b.lengths, think, votes):
+        for answer, passes in conversation(model, b.question, b.lengths, think, **how or {}):
             last = len(heard_at)
             heard_at[last] = transcribe(answer) if errors or last + 1 in by_passes else None
             finished = int((passes < think).sum())
@@ -344,6 +345,9 @@ if __name__ == '__main__':
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 64              # passes at most when a task is worked out aloud
     votes = 1               # passes a line, begun at other times: the most agreed on counts
+    brief = True            # of long lines the ends alone are heard: see brief_pass in think.py
+    halting = True          # a model that can tell when it has answered stops then
+    tool = True             # a model that was taught to call a tool has one
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
@@ -362,6 +366,7 @@ if __name__ == '__main__':
             sys.exit(0)
         device = pick_device(device)
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
+        model.tool = model.tool if tool else None
         trained_on = checkpoint['config']
         names = configurator.names_of(trained_on, 'tasks', TASKS)
         tests = {task: tests_of(task, split, sound) for task in names}
@@ -385,10 +390,11 @@ if __name__ == '__main__':
         print(f"results go to files whose names end in {suffix}: there are some of {longest:,} "
               "questions each")
 
+    how = {'votes': votes, 'brief': brief, 'halting': halting}
     # What is done already is kept beside the results until all is done.
     part = os.path.join(folder, f'{kind or named}{suffix}.part.json')
     test = {'split': split, 'sound': sound, 'num_samples': num_samples, 'seed': seed,
-            'think': think, 'votes': votes, 'iterations': checkpoint['iter_num'],
+            'think': think, **how, 'tool': tool, 'iterations': checkpoint['iter_num'],
             'checkpoint': checkpoint.get('provenance')}
     done = read_part(part, test) if resume else {}
     if resume:
@@ -403,7 +409,7 @@ if __name__ == '__main__':
             key = f'{task} {name}'
             if key not in done:
                 done[key] = evaluate(model, task, of, num_samples, seed, device, passes, played,
-                                     errors, votes, **more)
+                                     errors, how, **more)
                 if not errors:
                     keep_part(part, test, done)
             r = done[key]
@@ -422,7 +428,7 @@ if __name__ == '__main__':
     try:
         os.makedirs(folder, exist_ok=True)
         if kind:
-            contents = {'scores': scores, 'seed': seed, 'think': think, 'votes': votes,
+            contents = {'scores': scores, 'seed': seed, 'think': think, **how, 'tool': tool,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **provenance()}
             write_json(os.path.join(folder, kind + suffix + '.json'), contents)

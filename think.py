@@ -18,7 +18,7 @@ FAINT = 0.03    # amplitude under which there is silence between tones
 FRONT = 0.9     # seconds of the beginning of a long line that are heard
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 MARGIN = 0.015  # seconds by which a tone may be longer, at either end, than the scorer finds it
-TRIES = 3       # how often only the ends of a line are heard in vain, until all of it always is
+TRIES = 2       # how often in a row ends are heard in vain, until a line is always heard whole
 TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
 
 
@@ -268,6 +268,7 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
         before, n = question, lengths[going]
         question, sure, in_vain = brief_pass(model, before, n, votes, tries[going] > 0)
         tries[going[in_vain]] -= 1
+        tries[going[sure]] = TRIES
         changed, goes_on = sure, sure.clone()
         rows = (~sure).nonzero()[:, 0]
         if len(rows):

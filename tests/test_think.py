@@ -1,0 +1,193 @@
+"""
+How a model thinks: long lines of which only the ends are heard, a tool between passes, a head that
+says when to stop.
+
+$ python -m pytest tests/test_think.py
+"""
+import pytest
+import torch
+
+import think
+from losses import last_line
+from prepare import make_batch, play_text
+from tasks import TASKS, draw, encode
+from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
+from tests.test_train import checkpoint_in
+from think import brief_pass, called, conversation, ends_of, joined
+from transcribe import find_tones, transcribe
+
+DIGITS = '9876543210' * 4 + '%325%7'
+
+
+def asked(text=DIGITS):
+    """A model, a question (1, S) of whole tokens, and its length"""
+    model, wave = tiny_model(), play_text(text)[None]
+    return model, think.with_silence(model, wave), torch.tensor([wave.shape[1]])
+
+
+def plays(monkeypatch, change):
+    """Let every model play what it hears, changed by change(wave (1, S), its tones)"""
+    heard = []
+
+    def vote(model, question, spectrum, lengths, votes):
+        heard.append(transcribe(question)[0])
+        return change(question.clone(), find_tones(question)), None
+
+    monkeypatch.setattr(think, 'vote', vote)
+    return heard
+
+
+def silent(wave, tones, k):
+    """Without its tone k"""
+    begin, seconds = max(float(tones.start[k]), 0.02), float(tones.length[k])
+    wave[:, int(16000 * (begin - 0.02)):int(16000 * (begin + seconds + 0.02))] = 0
+    return wave
+
+
+def test_ends_are_cut_in_silence():
+    _, tape, lengths = asked()
+    for scale, front, back in ((1, '987654', '43210%325%7'[-8:]), (1.5, '987654321', None)):
+        *where, between = ends_of(tape, lengths, scale)
+        assert int(between) > 0
+        parts, n = joined(tape, lengths, *where)
+        text = transcribe(parts)[0]
+        assert DIGITS.startswith(text[:len(front)]) and text.startswith(front)
+        assert back is None or text.endswith(back)
+        assert '*' not in text and n <= parts.shape[1]
+
+
+def test_what_changes_at_the_beginning_counts(monkeypatch):
+    model, tape, lengths = asked()
+    heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
+    played, sure, in_vain = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    assert len(heard) == 2 and len(heard[0]) < len(heard[1]) < len(DIGITS)
+    assert sure.all() and not in_vain.any()
+    assert transcribe(played) == [DIGITS[:1] + DIGITS[2:]]
+    assert torch.equal(played[:, 16000:], tape[:, 16000:])  # all else, to the bit
+
+
+@pytest.mark.parametrize('change', [
+    lambda wave, tones: silent(wave, tones, -1),                        # at the end
+    lambda wave, tones: silent(wave, tones, 5),                         # where it was cut
+    lambda wave, tones: silent(silent(wave, tones, 1), tones, -1),      # at both ends
+    lambda wave, tones: silent(wave, tones, len(tones.start) // 18),    # not the same twice
+    lambda wave, tones: wave,                                           # nowhere
+])
+def test_what_changes_elsewhere_does_not(monkeypatch, change):
+    model, tape, lengths = asked()
+    plays(monkeypatch, change)
+    played, sure, in_vain = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    assert not sure.any() and in_vain.all()
+    assert torch.equal(played, tape)
+
+
+@pytest.mark.parametrize('text, noise', [('987654%325%7', 0), (DIGITS, 0.1)])
+def test_short_lines_and_noisy_ones_are_heard_whole(monkeypatch, text, noise):
+    model, tape, lengths = asked(text)
+    tape = tape + noise * torch.randn(tape.shape, generator=gen())
+    heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
+    _, sure, in_vain = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    assert not heard and not sure.any() and not in_vain.any()
+
+
+def test_a_conversation_hears_the_whole_where_the_ends_say_nothing(monkeypatch):
+    """Its last tone goes; then nothing changes any more."""
+    model, tape, lengths = asked()
+
+    def change(wave, tones):
+        return silent(wave, tones, -1) if transcribe(wave)[0].endswith('7') else wave
+
+    heard = plays(monkeypatch, change)
+    *_, (answer, passes) = conversation(model, tape, lengths, think=9)
+    assert transcribe(answer) == [DIGITS[:-1]] and passes.tolist() == [1]
+    assert [len(text) == len(DIGITS) for text in heard[:3]] == [False, False, True]
+    whole = heard.copy()
+    heard.clear()
+    list(conversation(model, tape, lengths, think=9, brief=False))
+    assert len(heard) == 2 < len(whole)
+
+
+# --- a tool ---
+
+@pytest.mark.parametrize('played, heard', [
+    ('987=65%7', '12%7'),
+    ('12=7', '5'),
+    ('7=0', 'X'),
+    ('7=0%5', 'X'),
+    ('700=7%5', '0%5'),
+    ('987654321987654321=12%7%0', '9%7%0'),
+    ('987%65%7', '987%65%7'),  # no call
+    ('9=8=7', '9=8=7'),
+    ('AB=C', 'AB=C'),
+])
+def test_a_calculator_answers_in_the_place_of_the_division(played, heard):
+    wave = play_text(played)[None]
+    now = called(TASKS['calculator'].tool, wave)
+    assert transcribe(now) == [heard]
+    if played == heard:
+        assert torch.equal(now, wave)
+    else:  # the remainder ends where the divisor ended
+        ends = find_tones(now).start[-1], find_tones(wave).start[-1]
+        assert abs(ends[0] - ends[1]) < 0.02
+
+
+def test_a_model_calls_until_nothing_is_left_to_divide(monkeypatch):
+    model = tiny_model()
+    model.tool = TASKS['calculator'].tool
+    question = play_text('987%65%7')[None]
+
+    def vote(model, question, heard, lengths, votes):
+        return called(lambda text: encode(text.replace('%', '=', 1)), question), None
+
+    monkeypatch.setattr(think, 'vote', vote)
+    texts = [transcribe(answer)[0] for answer, _ in conversation(model, question, think=9)]
+    assert texts == ['12%7', '5', '5']
+
+
+def test_working_and_calls_of_the_calculator():
+    task = TASKS['calculator']
+    assert task.working('987%65%7') == ['987%65%7', '12%7', '5']
+    q, calls = draw('calculator', 'train', 200, gen(), aloud=True)
+    for text, call in zip(texts_of(q), texts_of(calls), strict=True):
+        assert call == text.replace('%', '=', 1)
+
+
+# --- when to stop ---
+
+def test_what_is_the_last_line():
+    b = make_batch('mod', 'train', 200, gen(), aloud=True)
+    for wanted, last in zip(texts_of(b.wanted), last_line('mod', b, True), strict=True):
+        assert bool(last) == ('%' not in wanted)
+    b = make_batch('calculator', 'train', 200, gen(), aloud=True)
+    for wanted, last in zip(texts_of(b.wanted), last_line('calculator', b, True), strict=True):
+        assert bool(last) == ('=' not in wanted)
+    b = make_batch('mirror', 'train', 20, gen())
+    assert last_line('mirror', b, False).all()
+
+
+def test_a_model_that_says_so_is_not_asked_again(monkeypatch):
+    model, tape, lengths = asked('9876')
+    says = iter([-1.0, 2.0, -1.0])
+
+    def vote(model, question, heard, lengths, votes):
+        return silent(question.clone(), find_tones(question), 0), torch.tensor([next(says)])
+
+    monkeypatch.setattr(think, 'vote', vote)
+    *_, (answer, passes) = conversation(model, tape, lengths, think=3)
+    assert transcribe(answer) == ['76'] and passes.tolist() == [2]
+    says = iter([-1.0, 2.0, -1.0])
+    *_, (answer, passes) = conversation(model, tape, lengths, think=3, halting=False)
+    assert transcribe(answer) == ['6'] and passes.tolist() == [3]
+
+
+def test_only_the_head_learns(tmp_path):
+    folder, head = tmp_path / 'a', tmp_path / 'b'
+    flags = ['--tasks=mod', '--aloud=mod', *TRAIN, '--test_samples=0']
+    assert run_here('train.py', *flags, f'--out_dir={folder}')[0] == 0
+    flags += [f'--init_from={folder}', '--halting=True', f'--out_dir={head}']
+    assert run_here('train.py', *flags, '--learns=halt')[0] == 0
+    was, now = checkpoint_in(folder)['model'], checkpoint_in(head)['model']
+    assert now.keys() - was.keys() == {'halt.weight', 'halt.bias'}
+    assert all(torch.equal(was[key], now[key]) for key in was)
+    assert now['halt.bias'].abs() > 0
+    assert run_here('train.py', *flags, '--learns=hald', '--overwrite=true')[0] == 2
