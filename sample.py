@@ -45,7 +45,7 @@ from listen import WAIT, conversations, first_question, skip
 from prepare import SAMPLE_RATE, play_text, split_batches
 from results import fresh_folder, hold, note_as_ours, write_ours
 from tasks import TASKS, decode, solve, split_names, task_of
-from think import converse
+from think import conversation
 from transcribe import transcribe
 
 out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
@@ -204,15 +204,22 @@ ROW = '''<div class="row">
 '''
 
 # --- answers ---
+MOST_PASSES = 64  # of a question, that are written
 page, n_right = '', 0
 try:
     hold(sample_dir)
     fresh_folder(sample_dir, FILES)
     for i, (wave, asked, wanted) in enumerate(questions):
-        answers, passes = converse(model, wave[None].to(device), think=passes_at_most,
-                                   votes=votes)
-        n = max(1, int(passes))  # the last pass only repeats the answer
-        sounds = [wave, *[answer[0].cpu() for answer in answers[:n]]]
+        answers = {}  # by pass; of many, every second, fourth, ...
+        thought = conversation(model, wave[None].to(device), think=passes_at_most, votes=votes)
+        thought = tqdm(thought, unit='pass', delay=2, leave=False, disable=None)
+        for k, (answer, passes) in enumerate(thought, 1):
+            n = max(1, int(passes))  # the last pass may only repeat the answer
+            answers[k] = answer[0].cpu()
+            if len(answers) > MOST_PASSES:
+                answers = dict(list(answers.items())[::2])
+        answers = {k: sound for k, sound in answers.items() if k < n} | {n: answer[0].cpu()}
+        sounds = [wave, *answers.values()]
         texts = [asked, *[transcribe(sound[None])[0] for sound in sounds[1:]]]
         heard = texts[-1]
         verdict = 'right' if heard == wanted else 'wrong'
@@ -229,7 +236,7 @@ try:
 
         page += f'<section class="{verdict}">\n'
         page += f'<h2>{html.escape(line + note)}</h2>\n'
-        names = ['question', *[f'pass_{k}' for k in range(1, n)], 'answer']
+        names = ['question', *[f'pass_{k}' for k in answers if k < n], 'answer']
         for name, sound, text in zip(names, sounds, texts, strict=True):
             label = name.replace('_', ' ')
             name = f'{i:03d}_{name}'

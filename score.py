@@ -41,7 +41,7 @@ from results import (
     write_json,
     write_ours,
 )
-from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken
+from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken, tool_of
 from think import conversation, reply, with_silence
 from transcribe import find_tones, transcribe
 from words import show, summarize
@@ -227,6 +227,7 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level):
     model.eval()
     fast = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # long counts need the digits
+    model.tool = tool_of(tasks)
     found = {'val': {}, 'val_ood': {}, 'token_accuracy': {}, 'edit_distance': {}}
     for task in tasks:
         passes = think if task in aloud else 1

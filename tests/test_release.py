@@ -44,6 +44,17 @@ def test_what_is_asked_is_answered(flags, says, tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'out' / 'release' / 'samples' / 'index.html').exists()
 
 
+def test_a_long_number_is_divided(tmp_path, monkeypatch, capsys):
+    """Of its many passes some are written, in order; the last is the answer."""
+    monkeypatch.chdir(tmp_path)
+    number = '31415926535897932384626433832795'
+    text = release(capsys, 'sample.py', f'--start={number}%325', '--think=1000')
+    assert f'asked {number}%325, wanted 295, heard 295: {number}%325 -> ' in text
+    assert text.count(' -> ') < 64 and ' -> 295\n' in text
+    samples = tmp_path / 'out' / 'release' / 'samples'
+    assert len(list(samples.glob('*.wav'))) == text.count(' -> ') + 1
+
+
 @pytest.mark.parametrize('gain', [0.002, 1])
 def test_a_recording_is_answered_however_faint(gain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ $ python -m pytest tests/test_think.py
 import pytest
 import torch
 
+import score
 import think
 from losses import last_line
 from prepare import make_batch, play_text
@@ -142,6 +143,23 @@ def test_a_model_calls_until_nothing_is_left_to_divide(monkeypatch):
     monkeypatch.setattr(think, 'vote', vote)
     texts = [transcribe(answer)[0] for answer, _ in conversation(model, question, think=9)]
     assert texts == ['12%7', '5', '5']
+
+
+def test_who_may_call_is_answered_in_validation_and_afterwards(tmp_path, monkeypatch):
+    """Every question is played as a call of its own division."""
+    def vote(model, question, heard, lengths, votes):
+        return called(lambda text: encode(text.replace('%', '=', 1)), question), None
+
+    monkeypatch.setattr(think, 'vote', vote)
+    names = ['calculator']
+    found = score.validate(tiny_model(), names, names, 20, 1, 'cpu', 9, 'clean', 1)
+    assert found['val']['calculator'] == 1
+    flags = ['--tasks=calculator', '--aloud=calculator', *TRAIN, f'--out_dir={tmp_path}']
+    assert run_here('train.py', *flags, '--test_samples=0')[0] == 0
+    for flag, right in (('--tool=True', 1.0), ('--tool=False', 0.0)):
+        flags = ['--split=small', '--num_samples=20', flag, f'--out_dir={tmp_path}']
+        _, names = run_here('score.py', *flags)
+        assert names['scores']['calculator']['small']['exact_match'] == right
 
 
 def test_working_and_calls_of_the_calculator():
