@@ -1,6 +1,7 @@
 """
 Thinking aloud: the model hears a question, plays an answer, hears its own answer, and goes on until
-the sound no longer changes. Nothing but sound is handed on.
+the sound no longer changes, or until it says that this is the answer. Nothing but sound is handed
+on. Of a long line its ends alone are heard; and between passes a tool may be called.
 """
 import math
 
@@ -12,14 +13,14 @@ from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_pl
 from tasks import REST, decode
 from transcribe import find_tones, power_of
 
-DITHER = 0.01  # noise behind what the encoder hears: it was not trained on digital silence
-BACK = 1.2      # seconds of the end of a long line that are heard: two divisors
-FAINT = 0.03    # amplitude under which there is silence between tones
-FRONT = 0.9     # seconds of the beginning of a long line that are heard
+BACK = 1.2        # seconds of the end of a long line that are heard: two divisors
+DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
+FAINT = 0.03      # amplitude under which there is silence between tones
+FRONT = 0.9       # seconds of the beginning of a long line that are heard
+MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
-MARGIN = 0.015  # seconds by which a tone may be longer, at either end, than the scorer finds it
-TRIES = 2       # how often in a row ends are heard in vain, until a line is always heard whole
-TONE = 0.08    # a change of magnitude by which a tone, of amplitude 0.1 at least, has come or gone
+TONE = 0.08       # a change of magnitude by which a tone, 0.1 at least, has come or gone
+TRIES = 2         # how often in a row ends are heard in vain, until a line is always heard whole
 
 
 # --- what a recording may be: out of tune ---
