@@ -13,6 +13,7 @@ from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_pl
 from tasks import REST, decode
 from transcribe import find_tones, power_of
 
+AGREE = 0.25      # a difference of magnitude between two hearings that is none of tones
 BACK = 1.2        # seconds of the end of a long line that are heard: two divisors
 DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
 FAINT = 0.03      # amplitude under which there is silence between tones
@@ -226,7 +227,7 @@ def brief_pass(model, tape, lengths, votes, may):
         counts &= change(model, heard, s.stft(wave)) >= TONE
         counts &= change(model, heard, elsewhere) < TONE
         played.append(F.pad(wave * first, (0, longest))[:, :longest])
-    counts &= change(model, *[s.stft(x) for x in played]) < TONE
+    counts &= change(model, *[s.stft(x) for x in played]) < AGREE
     tape, sure, in_vain = tape.clone(), sure.clone(), sure.clone()
     sure[rows], in_vain[rows] = counts, ~counts
     for k in counts.nonzero()[:, 0].tolist():
