@@ -198,12 +198,13 @@ def joined(tape, lengths, start, cut, end):
     return parts.flatten(1), size[:, 0] * HOP
 
 
-def brief_pass(model, tape, lengths, votes, may):
+def brief_pass(model, tape, lengths, votes, may, earlier=0):
     """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
     (B, S); for which of them (B,) that counts; and for which it was tried in vain.
 
     The ends are heard twice, the second time more of them. What is played counts if it changes the
-    same both times, near the beginning, and nothing else. All else stays as it was."""
+    same both times, near the beginning, and nothing else. All else stays as it was. earlier: blocks
+    by which they begin earlier, so that tones lie elsewhere in their tokens."""
     s, sure = model.spectrum, torch.zeros_like(may)
     scales = 1, 1.5
     if tape.shape[1] < scales[-1] * (FRONT + BACK) * SAMPLE_RATE or not may.any():
@@ -212,6 +213,7 @@ def brief_pass(model, tape, lengths, votes, may):
     rows = (may & (ends[-1][3] > 0)).nonzero()[:, 0]
     if not len(rows):
         return tape, sure, sure
+    ends = [((start - earlier).clamp(min=0), *rest) for start, *rest in ends]
     start, cut = (x[rows] for x in ends[0][:2])
     may_change = HOP * (3 * (cut - start) // 4)  # samples
     longest = int(may_change.max())
@@ -268,7 +270,12 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     tries = torch.full_like(lengths, TRIES * (brief and think > 1))
     for _ in range(think):
         before, n = question, lengths[going]
-        question, sure, in_vain = brief_pass(model, before, n, votes, tries[going] > 0)
+        may = tries[going] > 0
+        question, sure, in_vain = brief_pass(model, before, n, votes, may)
+        for earlier in (1, 2, 3):  # where they do not agree they are asked again
+            if in_vain.any():
+                question, now, in_vain = brief_pass(model, question, n, votes, in_vain, earlier)
+                sure = sure | now
         tries[going[in_vain]] -= 1
         tries[going[sure]] = TRIES
         changed, goes_on = sure, sure.clone()

@@ -101,7 +101,7 @@ def test_a_conversation_hears_the_whole_where_the_ends_say_nothing(monkeypatch):
     heard = plays(monkeypatch, change)
     *_, (answer, passes) = conversation(model, tape, lengths, think=9)
     assert transcribe(answer) == [DIGITS[:-1]] and passes.tolist() == [1]
-    assert [len(text) == len(DIGITS) for text in heard[:3]] == [False, False, True]
+    assert [len(text) == len(DIGITS) for text in heard[:9]] == 8 * [False] + [True]
     whole = heard.copy()
     heard.clear()
     list(conversation(model, tape, lengths, think=9, brief=False))
