@@ -369,8 +369,8 @@ def bench_digits():
     """How long the release thinks about a division of a long number"""
     model, _ = load_checkpoint(device=device, init_from='release')
     for n in (10, 30, 100, 300, 1000):
-        question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
         if n <= digits:
+            question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
             t0 = time.perf_counter()
             (_, passes), = deque(conversation(model, question, think=100 * n), maxlen=1)
             report(f"{n} digits, {int(passes)} passes", time.perf_counter() - t0, 's')

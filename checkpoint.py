@@ -35,9 +35,9 @@ def path_from(out_dir, init_from):
         return download(init_from[3:])
     if init_from.endswith(('.pt', '.safetensors')):
         paths[init_from] = [init_from]
-    if init_from not in paths and os.path.isdir(init_from):
-        return path_from(init_from, 'out_dir')
     if init_from not in paths:
+        if os.path.isdir(init_from):
+            return path_from(init_from, 'out_dir')
         raise ValueError(f"there is no {init_from}; init_from is release, a folder, a file (.pt or "
                          ".safetensors) or hf:user/name")
     found = [path for path in paths[init_from] if os.path.exists(path)]

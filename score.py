@@ -175,7 +175,7 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
             finished = int((passes < think).sum())
             if errors:
                 answers.append(answer)
-        heard_at[last] = transcribe(answer)
+        heard_at[last] = heard_at[last] or transcribe(answer)
         stopped += finished
         for k in by_passes:
             heard = heard_at[min(k - 1, last)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model import HOP
 from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_plainly
 from tasks import REST, decode
-from transcribe import find_tones, power_of
+from transcribe import beside_bin, find_tones, power_of
 
 AGREE = 0.25      # a difference of magnitude between two hearings that is none of tones
 BACK = 1.2        # seconds of the end of a long line that are heard: two divisors
@@ -35,9 +35,8 @@ def hertz_off(waves, n=1024):
     power[..., :lowest] = 0
     peak, k = power[..., :-1].max(-1)
     k = k.clamp(min=lowest)[..., None]
-    left, top, right = (power.gather(-1, k + i).clamp(min=1e-20).log() for i in (-1, 0, 1))
-    shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
-    hertz = (k + shift.clamp(-0.5, 0.5))[..., 0] * (SAMPLE_RATE / n)
+    shift = beside_bin(power.clamp(min=1e-20).log(), k).clamp(-0.5, 0.5)
+    hertz = (k + shift)[..., 0] * (SAMPLE_RATE / n)
     angle = 2 * math.pi / SPACING * (hertz - LOWEST)
     weight = peak / peak.sum(1, keepdim=True).clamp(min=1e-20)
     x, y = (angle.cos() * weight).sum(1), (angle.sin() * weight).sum(1)

@@ -106,6 +106,13 @@ def find_runs(waves, shortest):
     return clip[keep], first[keep], last[keep]
 
 
+def beside_bin(log, k):
+    """Log power (..., F) and its peaks' bins k (..., 1) -> by how many bins each peak lies beside
+    its bin, (..., 1): where the parabola through the three highest bins has its vertex"""
+    left, top, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
+    return (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
+
+
 def find_tones(waves, shortest=6):
     """Waveforms (B, S) at 16 kHz -> Tones.
 
@@ -133,14 +140,12 @@ def find_tones(waves, shortest=6):
     power[:, :DEAF * LONGEST // N_FFT] = 0
     k = power[:, 1:-1].argmax(1) + 1
     log = power.clamp(min=1e-20).log()
-    left, top, right = (log.gather(1, (k + j)[:, None])[:, 0] for j in (-1, 0, 1))
-    shift = (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
-    hertz = (k + shift) * (SAMPLE_RATE / LONGEST)
+    k = k[:, None]
+    hertz = (k + beside_bin(log, k))[:, 0] * (SAMPLE_RATE / LONGEST)
 
     # Is it one steady tone? Its own peak is wider if it is short; its overtones are lower.
     bins = torch.arange(power.shape[1], device=k.device)
     wide = (2 * LONGEST // n).clamp(min=6)
-    k = k[:, None]
     own = (bins - k).abs() <= wide
     overtone = (bins % k).minimum(-bins % k) <= wide
     highest = power.amax(1).clamp(min=1e-20)

@@ -32,8 +32,9 @@ def tool(text):
     if not parts:
         raise ValueError
     a, b, rest = parts.groups()
-    left = mod.working(f'{a}%{b}')[-1] if int(b or 0) else ''
-    row = encode(left + rest) if left else [mod.NONE]
+    row = [mod.NONE]
+    if int(b or 0):
+        row = encode(mod.working(f'{a}%{b}')[-1] + rest)
     return [REST] * (len(text) - len(row)) + row
 
 
