@@ -21,6 +21,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import replace
+from importlib.util import find_spec
 
 # This comes first: --help and mistakes need not wait for the rest.
 from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
@@ -74,6 +75,7 @@ device = pick_device(device)
 on_gpu = device.startswith('cuda')
 dtype = torch.bfloat16 if on_gpu else torch.float32
 no_kernel = kernel_missing() if on_gpu else "it needs an NVIDIA GPU"
+no_gla = '' if on_gpu and find_spec('fla') else "it needs an NVIDIA GPU and fla-core"
 torch.backends.cuda.matmul.allow_tf32 = True
 generator = torch.Generator(device).manual_seed(0)
 uniform = functools.partial(torch.rand, generator=generator, device=device)
@@ -235,11 +237,19 @@ def bench_step():
 
 # --- the scan alone, forward and backward, and a Mamba-2 layer's middle around it ---
 
-def time_both_ways(f, inputs, dy, graph=on_gpu):
-    """Milliseconds of y = f(*inputs) and its gradients. That of y is dense, as in training."""
+def compare(label, ways, inputs, dy):
+    """Time y = f(*inputs) and its gradients, forward and backward, for each of the ways (its name,
+    f, why it is skipped), beside the first. The gradient of y is dense, as in training."""
     for x in inputs:
         x.requires_grad_()
-    return 1000 * measure(lambda: torch.autograd.grad(f(*inputs), inputs, dy), graph)
+    first = ()
+    for what, f, why in ways:
+        if why:
+            skip(label + what, why)
+            continue
+        took = 1000 * measure(lambda f=f: torch.autograd.grad(f(*inputs), inputs, dy))
+        report(label + what, took, 'ms', *first)
+        first = first or (what, took)
 
 
 def recurrence(x, dt, A, B, C):
@@ -254,6 +264,13 @@ def recurrence(x, dt, A, B, C):
     return torch.stack(y, 1)
 
 
+def simple_gla(x, dt, A, B, C):
+    """ssd() of model.py by flash-linear-attention's kernels"""
+    from fla.ops.simple_gla import chunk_simple_gla
+    C, B = (t[:, :, None].expand(-1, -1, H, -1) for t in (C, B))
+    return chunk_simple_gla(C, B, dt[..., None].to(x.dtype) * x, dt * A, scale=1.0)[0]
+
+
 def of_one(scan):
     """The scan with x, B and C in one tensor (B, T, HP + 2N), as a Mamba-2 layer has them"""
     def scan_one(xBC, dt, A):
@@ -266,28 +283,19 @@ def bench_scan():
     no_compiler = '' if on_gpu or shutil.which('g++') else "there is no C++ compiler"
     total = 2 ** 16 if on_gpu else 2 ** 12
     sizes = [(256, 64), (64, 120)] if on_gpu else []  # of mod and bracket, as they are trained
-    sizes += [(max(1, total // T), T) for T in (32, 64, 256, 1024, 4096, 16384)]
+    sizes += [(max(1, total // T), T) for T in (32, 64, 128, 256, 1024, 4096, 16384)]
     for n, T in [size for size in sizes if size[1] <= tokens]:
-        scans = [  # name, scan, why it is skipped
-            ('recurrence', of_one(recurrence), "too slow to wait for" if T > 1024 else ''),
+        too_slow = "too slow to wait for" if T > (32 if on_gpu else 1024) else ''
+        ways = [  # name, scan, why it is skipped
+            ('recurrence', of_one(recurrence), too_slow),  # a graph of many steps takes minutes
             ('ssd', of_one(ssd), ''),
             ('ssd, compiled', torch.compile(of_one(ssd), dynamic=False), no_compiler),
             ('mamba_ssm kernel', of_one(ssd_kernel), no_kernel),
+            ('simple_gla', of_one(simple_gla), no_gla),
         ]
         inputs = [normal(n, T, H * P + 2 * N), uniform(n, T, H), -uniform(H)]
-        dy = normal(n, T, H, P)
-        slowest = ()
-        for what, scan, why in scans:
-            label = f"scan, {n} x {T} tokens: {what}"
-            if why:
-                skip(label, why)
-                continue
-            # A graph of so many steps would take minutes to make.
-            graph = on_gpu and (what != 'recurrence' or T < 64)
-            took = time_both_ways(scan, inputs, dy, graph)
-            report(label, took, 'ms', *slowest)
-            slowest = slowest or (what, took)
-        if T <= SHORT and on_gpu and triton:
+        compare(f"scan, {n} x {T} tokens: ", ways, inputs, normal(n, T, H, P))
+        if on_gpu and triton:
             bench_middle(n, T)
 
 
@@ -298,21 +306,19 @@ def bench_middle(n, T):
     weights = [uniform(4, channels) - 0.5, uniform(channels)]  # of the convolution, and its bias
     weights += [uniform(H), -uniform(H), 1 + uniform(H)]       # dt_bias, A, D
     inputs = [normal(n, T, H * P + channels + H), *weights]
-    dy = normal(n, T, H * P)
 
-    # Compiled, both of them: what ShortMixer leaves to PyTorch needs it too.
-    @torch.compile(dynamic=False)
-    def plain(zxBCdt, *weights):
-        return mixer(zxBCdt, pace, *weights, P, N)
+    def compiled(middle):
+        """What the kernels leave to PyTorch needs it too."""
+        return torch.compile(lambda x, *rest: middle(x, pace, *rest, P, N), dynamic=False)
 
-    @torch.compile(dynamic=False)
-    def fused(zxBCdt, *weights):
-        return ShortMixer.apply(zxBCdt, pace, *weights, P, N)
-
+    ways = [  # name, way, why it is skipped
+        ('four kernels', compiled(ShortMixer.apply), '' if T <= SHORT else "it is too long"),
+        ('ssd', compiled(mixer), ''),
+        ('mamba_ssm kernel', compiled(functools.partial(mixer, scan=ssd_kernel)), no_kernel),
+        ('simple_gla', compiled(functools.partial(mixer, scan=simple_gla)), no_gla),
+    ]
     label = f"the middle of a layer, {n} x {T} tokens: "
-    took = time_both_ways(plain, inputs, dy)
-    report(label + 'compiled', took, 'ms')
-    report(label + 'four kernels', time_both_ways(fused, inputs, dy), 'ms', 'compiled', took)
+    compare(label, ways, inputs, normal(n, T, H * P))
 
 
 def resident():
@@ -343,11 +349,8 @@ def peak(f):
 def bench_length():
     """What an answer costs, by length"""
     model = MiniJMamba(JMambaConfig()).eval().to(device)
-    lengths = []
-    costs = {'time': [], 'memory': []}
-    for seconds in (1, 3, 10, 30, 100, 300, 600):
-        if seconds > 60 * minutes:
-            break
+    costs = []
+    for seconds in [s for s in (1, 3, 10, 30, 100, 300, 600) if s <= 60 * minutes]:
         wave = 0.1 * uniform(1, seconds * SAMPLE_RATE)
         answer = functools.partial(converse, model, wave)
         memory = peak(answer)
@@ -356,24 +359,21 @@ def bench_length():
         if memory:
             report("    memory", memory / 2 ** 20, 'MiB')
         if seconds >= 10:
-            lengths.append(seconds)
-            costs['time'].append(took)
-            costs['memory'].append(memory)
-    for what, values in costs.items():
-        if len(values) > 1 and all(values):
-            power = np.polyfit(np.log(lengths), np.log(values), 1)[0]
+            costs.append((seconds, took, memory))
+    for k, what in (1, 'time'), (2, 'memory'):
+        if len(costs) > 1 and costs[-1][k]:
+            power = np.polyfit(*np.log([(cost[0], cost[k]) for cost in costs]).T, 1)[0]
             report(f"{what} grows with length to the power of, from 10 s on", power, '')
 
 
 def bench_digits():
     """How long the release thinks about a division of a long number"""
     model, _ = load_checkpoint(device=device, init_from='release')
-    for n in (10, 30, 100, 300, 1000):
-        if n <= digits:
-            question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
-            t0 = time.perf_counter()
-            (_, passes), = deque(conversation(model, question, think=100 * n), maxlen=1)
-            report(f"{n} digits, {int(passes)} passes", time.perf_counter() - t0, 's')
+    for n in [n for n in (10, 30, 100, 300, 1000) if n <= digits]:
+        question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
+        t0 = time.perf_counter()
+        (_, passes), = deque(conversation(model, question, think=100 * n), maxlen=1)
+        report(f"{n} digits, {int(passes)} passes", time.perf_counter() - t0, 's')
 
 
 def stream_of_questions():

@@ -1,7 +1,10 @@
 """
 What the model is taught: the sound of the answer, and with less weight its symbols, whether it is
-the last line of the working and, from the encoder alone, what the question comes to so far.
+the last line of the working and, from the encoder alone, what the question comes to so far. And
+what is hidden from it meanwhile.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -62,3 +65,32 @@ def losses(model, frames, logits, halt, so_far_logits, batch, hidden, is_last, t
         if weights['w_halt'] and halt is not None:
             out['w_halt'] = F.binary_cross_entropy_with_logits(halt.float(), is_last)
     return out
+
+
+class Hiding(NamedTuple):
+    """What must be copied can only be pointed at, and training makes sure of it: in a share of its
+    examples the decoder finds another question, that of its neighbour in the batch, instead of its
+    own. By content it finds all of the other; by clock only from somewhere behind the last change
+    on, and under noise. The pointer alone always has its own. So what is repeated cannot depend on
+    what it is or on what usually follows, and what is worked out cannot come from a place where
+    all of the number is known. (In mod, neighbours go on with the same divisors: its `pairs`.)"""
+    neighbour: torch.Tensor  # (B,) whose question is found by content; oneself if nothing is hidden
+    visible: torch.Tensor    # (B, T) where the clock finds one's own
+    noise: torch.Tensor      # (B, T, D) over the neighbour's tokens
+
+
+def hide_from(batch, share, n, part, config, generator):
+    """Draw Hiding for a batch that is a part, a slice, of n examples, given the model's config.
+    Random numbers are drawn for all n, so that several processes draw alike."""
+    device, T = generator.device, batch.question.shape[1] // config.token
+    hidden, spared, strength = torch.rand(3, n, generator=generator, device=device)[:, part]
+    # Each noise vector covers two tokens, about as long as a tone.
+    size = n, -(-T // 2), config.d_model
+    noise = torch.randn(size, generator=generator, device=device)[part]
+    noise = (2 * strength[:, None, None] * noise).repeat_interleave(2, 1)[:, :T]
+    # Some of what follows the change is spared, or the border would tell where the change ends.
+    until = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()
+    until = torch.where(hidden < share, until, batch.question.shape[1])
+    visible = torch.arange(T, device=device) < until[:, None] // config.token
+    example = torch.arange(len(visible), device=device)
+    return Hiding(torch.where(visible.all(1), example, example ^ 1), visible, noise)

@@ -391,7 +391,7 @@ class CrossAttention(nn.Module):
     the model knows.
 
     query (1, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), perhaps a
-    prepare.Hiding -> (B, T, D), pointed-at frames (B, T, patch * F)"""
+    losses.Hiding -> (B, T, D), pointed-at frames (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -519,7 +519,7 @@ class MiniJMamba(nn.Module):
         (B, T * patch, F), log magnitudes; symbol logits (B, T, n_symbols + 1); with halting a logit
         that this is the answer (B,), or None; logits on what the question comes to so far
         (B, T, n_so_far). Training may say which frames may_generate, (B, T * patch), as all others
-        must be pointed at, and give a prepare.Hiding."""
+        must be pointed at, and give a losses.Hiding."""
         frames = self.hear(question)
         memory = self.encode(frames)
         return *self.answer(memory, frames, lengths, may_generate, hiding), self.so_far(memory)

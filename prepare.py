@@ -5,11 +5,8 @@ All of it is batched tensor code that runs on any device and knows nothing of th
 $ python prepare.py --task=mirror --split=ood_length --num_samples=16 --out_dir=data
 
 writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a metadata.jsonl.
-Training needs none of it: train.py makes its examples as it goes. dataset.py does the writing;
-
-$ python prepare.py --task=dyna --format=text --total_tokens=10M
-
-writes the same kinds of puzzles in words (words.py), for models that read.
+Training needs none of it: train.py makes its examples as it goes. With --format=text the puzzles
+are written in words, for models that read (words.py). dataset.py does the writing.
 
 A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a
 row of slots, so an answer symbol always sounds in the slot of a question symbol. What the tasks
@@ -180,7 +177,7 @@ def real_rhythm(rhythm, last, n_samples, chance):
     length = rhythm.length * each
     gap = (rhythm.end - rhythm.start - rhythm.length) * each
     wider = chance.log_uniform(*GAPS) / GAP
-    gap = gap * torch.where(chance.some(0.4), wider, 1.0)
+    gap = gap * torch.where(chance.some(0.5), wider, 1.0)
     lead = rhythm.start[:, :1]
     needed = (length + gap).cumsum(1).gather(1, last[:, None])
     room = n_samples / SAMPLE_RATE - lead
@@ -239,22 +236,30 @@ def real_noise(n_samples, chance):
 
 class Room(NamedTuple):
     """Echoes after each of K delays in samples (K,) and their gains (B, K); each repeats what the
-    ones before have left, which makes 2^K. tail (B, 1) is the share of them all that is heard."""
+    ones before have left, which makes 2^K. direct and tail (B, 1) are the shares of the direct
+    sound and of all echoes that are heard."""
     delays: torch.Tensor
     gains: torch.Tensor
+    direct: torch.Tensor
     tail: torch.Tensor
 
 
 def draw_room(chance):
-    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, 24 dB under the direct sound to 6 over it"""
+    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, 24 dB under the direct sound to 12 over it"""
     device = chance.how['device']
     delays = 0.002 * 2 ** torch.arange(9, device=device)  # seconds; all examples share them
     delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
     gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.2))
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
-    tail = gain(chance.uniform(-24, 6)) * energy.rsqrt()
+    echoes = gain(chance.uniform(-24, 12))
+    direct = (1 + echoes.square()).rsqrt()  # all of it is as loud as the tones alone
     signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
-    return Room((delays * SAMPLE_RATE).long(), gains * signs, tail)
+    return Room(
+        delays=(delays * SAMPLE_RATE).long(),
+        gains=gains * signs,
+        direct=direct,
+        tail=direct * echoes * energy.rsqrt(),
+    )
 
 
 def reverberate(waves, room):
@@ -265,7 +270,18 @@ def reverberate(waves, room):
         before = at - room.delays[k]
         echo = wet.index_select(1, before.clamp(min=0)) * (before >= 0)
         wet = wet + room.gains[:, k:k + 1] * echo
-    return waves + room.tail * (wet - waves)
+    return room.direct * waves + room.tail * (wet - waves)
+
+
+def draw_limit(chance):
+    """Amplitudes (n, 1) over which nothing can be recorded: a seventh of the examples is clipped"""
+    limit = LOUDNESS * chance.log_uniform(0.1, 1)
+    return torch.where(chance.some(1 / 7), limit, math.inf)
+
+
+def overdriven(waves, limit):
+    """Waveforms (B, S) clipped at `limit` (B, 1), and played as loud as before"""
+    return waves.clamp(-limit, limit) * (LOUDNESS / limit).clamp(min=1)
 
 
 def moved(rhythm, source):
@@ -345,16 +361,13 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
 
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
-        room = draw_room(chance)
+        room, limit = draw_room(chance), draw_limit(chance)
         noise = real_noise(n_samples, chance)
     else:
         level = chance.uniform(0, NOISE)
         noise = level * torch.randn(n, n_samples, **chance.how)
 
-    asked = asked[part]
-    wanted = wanted[part]
-    noise = noise[part]
-    last = last[part]
+    asked, wanted, noise, last = asked[part], wanted[part], noise[part], last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
     new = (asked != wanted) & (TASKS[task].source is None)
     played = answer_rhythm(task, asked, rhythm)
@@ -368,40 +381,13 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         half = len(question) // 2
         room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])
         inside = reverberate(torch.cat([question[:half], repeated[:half]]), room)
-        question = torch.cat([inside[:half], question[half:]])
-        repeated = torch.cat([inside[half:], repeated[half:]])
+        question[:half], repeated[:half] = inside.chunk(2)
         repeated = only_repeated(repeated, task, asked, wanted, rhythm)
+    question = question + noise
+    if sound == 'real':
+        question, repeated = (overdriven(x, limit[part]) for x in (question, repeated))
     answer = repeated + play_plainly(torch.where(new, wanted, REST), rhythm, n_samples)
-    return Batch(question + noise, answer, lengths, changed, asked, wanted, rhythm)
-
-
-class Hiding(NamedTuple):
-    """What must be copied can only be pointed at, and training makes sure of it: in a share of its
-    examples the decoder finds another question, that of its neighbour in the batch, instead of its
-    own. By content it finds all of the other; by clock only from somewhere behind the last change
-    on, and under noise. The pointer alone always has its own. So what is repeated cannot depend on
-    what it is or on what usually follows, and what is worked out cannot come from a place where
-    all of the number is known. (In mod, neighbours go on with the same divisors: its `pairs`.)"""
-    neighbour: torch.Tensor  # (B,) whose question is found by content; oneself if nothing is hidden
-    visible: torch.Tensor    # (B, T) where the clock finds one's own
-    noise: torch.Tensor      # (B, T, D) over the neighbour's tokens
-
-
-def hide_from(batch, share, n, part, config, generator):
-    """Draw Hiding for a batch that is a part, a slice, of n examples, given the model's config.
-    Random numbers are drawn for all n, so that several processes draw alike."""
-    device, T = generator.device, batch.question.shape[1] // config.token
-    hidden, spared, strength = torch.rand(3, n, generator=generator, device=device)[:, part]
-    # Each noise vector covers two tokens, about as long as a tone.
-    size = n, -(-T // 2), config.d_model
-    noise = torch.randn(size, generator=generator, device=device)[part]
-    noise = (2 * strength[:, None, None] * noise).repeat_interleave(2, 1)[:, :T]
-    # Some of what follows the change is spared, or the border would tell where the change ends.
-    until = batch.changed + (spared.square() * (batch.lengths - batch.changed)).long()
-    until = torch.where(hidden < share, until, batch.question.shape[1])
-    visible = torch.arange(T, device=device) < until[:, None] // config.token
-    example = torch.arange(len(visible), device=device)
-    return Hiding(torch.where(visible.all(1), example, example ^ 1), visible, noise)
+    return Batch(question, answer, lengths, changed, asked, wanted, rhythm)
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):

@@ -11,8 +11,9 @@ of the questions that are drawn, and so does, now and then, one that gets nowher
 import torch
 from torch.utils._pytree import tree_map
 
+from losses import Hiding
 from model import HOP
-from prepare import SAMPLE_RATE, Batch, Hiding, only_repeated, play_plainly, repeats_at
+from prepare import SAMPLE_RATE, Batch, only_repeated, play_plainly, repeats_at
 from tasks import REST, next_line
 from think import DITHER, TONE, change, played
 

@@ -34,7 +34,7 @@ from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import extended, load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
 from kernels import capture, compile_parts, kernel_missing
-from losses import last_line, losses
+from losses import hide_from, last_line, losses
 from model import CrossAttention, JMambaConfig, Mamba2, SelfAttention
 from replay import begin, go_on, new_frames, with_replay
 from results import clear_results, hold, provenance, write_whole
@@ -235,7 +235,7 @@ def examples(task):
         if c.pointer:  # what is repeated is not to be learned by heart
             may_generate = new_frames(task, batch)
         if task in hiding:
-            hidden = prepare.hide_from(batch, hide, batch_size, part, c, generator)
+            hidden = hide_from(batch, hide, batch_size, part, c, generator)
         yield batch, may_generate, hidden
 
 
@@ -277,7 +277,7 @@ def step(task, made):
 
 if compile:
     compile_parts(model, (Mamba2, SelfAttention, CrossAttention, Transformer))
-    for part in ('play', 'reverberate', 'coloured'):
+    for part in ('play', 'reverberate', 'coloured', 'overdriven'):
         setattr(prepare, part, torch.compile(getattr(prepare, part), dynamic=False))
     losses = torch.compile(losses, dynamic=False)
 n_replayed = 2 * round(replay * batch_size / world / 2)

@@ -189,7 +189,6 @@ task = Task(
     solve=solve,
     working=working,
     next_line=next_line,
-    hides=True,
     so_far=so_far,
     n_so_far=10,
     so_far_aloud=True,

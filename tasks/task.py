@@ -124,7 +124,7 @@ class Task(NamedTuple):
     few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
     source: Callable = None   # (B, N) -> (B, N) if each tone is that of another slot: which one
     tool: Callable = None     # a line in text -> a row that is played instead; ValueError: no call
-    hides: bool = False       # most of an answer is copied, and can be hidden (prepare.py: Hiding)
+    hides: bool = False       # most of an answer is copied, and can be hidden (losses.py: Hiding)
     so_far: Callable = None   # (B, N) -> (B, N) what it would come to at each slot; -1: unknown
     n_so_far: int = 0         # how many such labels there are
     so_far_aloud: bool = False  # the labels are taught when it is worked out aloud, too

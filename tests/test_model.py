@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from baselines import make_model
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
+from losses import Hiding
 from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
-from prepare import LOUDNESS, Hiding, make_batch, make_rhythm, play, play_text
+from prepare import LOUDNESS, make_batch, make_rhythm, play, play_text
 from score import transcribe
 from tasks import decode, encode
 from tests.helpers import TINY, gen, tiny_model

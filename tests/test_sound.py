@@ -9,7 +9,7 @@ import torch
 
 import prepare
 from conditions import SOUNDS, change
-from prepare import make_batch, make_rhythm, max_samples, play, split_batches
+from prepare import LOUDNESS, make_batch, make_rhythm, max_samples, play, split_batches
 from score import edit_distance
 from tasks import REST, TASKS, encode
 from tests.helpers import gen, texts_of
@@ -129,7 +129,7 @@ def test_real_sound_is_heard_in_its_window(task):
     assert b.question.shape == clean.question.shape
     assert torch.equal(b.asked, clean.asked)
     right = [h == w for h, w in zip(transcribe(b.answer), texts_of(b.wanted), strict=True)]
-    assert np.mean(right) > 0.9
+    assert np.mean(right) > 0.85  # some rooms are such that the question is not heard either
     # Its tempo varies, and so does its pitch.
     length = b.rhythm.length.mean(1)
     assert length.min() < 0.07 and length.max() > 0.12
@@ -152,14 +152,25 @@ def test_a_room_is_the_same_for_all_delays_and_dies_away():
     click = torch.zeros(50, 32000)
     click[:, 0] = 1
     heard = prepare.reverberate(click, room)
-    assert torch.equal(heard[:, 0], click[:, 0])
-    energy = (1 + room.gains.square()).prod(1) - 1
-    tail = heard[:, 1:].square().sum(1)
-    assert torch.allclose(tail, energy * room.tail[:, 0].square(), rtol=0.1)
-    assert tail.min() < 0.1 and 2 < tail.max() <= 4
+    direct, tail = heard[:, 0].square(), heard[:, 1:].square().sum(1)
+    assert torch.allclose(direct + tail, torch.ones(50), rtol=0.1)  # as loud as the click alone
+    assert (tail / direct).min() < 0.1 and 4 < (tail / direct).max() <= 17
     early = heard[:, 1:4000].square().sum(1)
     late = heard[:, 16000:20000].square().sum(1)
     assert (late < early).all()
+
+
+def test_some_examples_are_clipped_and_as_loud_as_before():
+    chance = prepare.Chance(700, gen(1), 'cpu')
+    limit = prepare.draw_limit(chance)
+    assert 60 < torch.isfinite(limit).sum() < 140
+    tones = play(torch.tensor([encode('ABCDEF')] * 700), make_rhythm(700, 6, gen()), 16000)
+    heard = prepare.overdriven(tones, limit)
+    whole = ~torch.isfinite(limit[:, 0])
+    assert torch.equal(heard[whole], tones[whole])
+    assert heard[~whole].abs().amax(1).allclose(torch.tensor(LOUDNESS))
+    at_limit = (heard[~whole].abs() > 0.999 * LOUDNESS).float().mean(1)
+    assert at_limit.max() > 0.4 > at_limit.min()
 
 
 def test_a_tone_that_moves_keeps_its_sound():
