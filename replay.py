@@ -12,10 +12,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 from losses import Hiding
-from model import HOP
-from prepare import SAMPLE_RATE, Batch, only_repeated, play_plainly, repeats_at
+from model import HOP, N_FFT
+from prepare import LOWEST, SAMPLE_RATE, SPACING, Batch, only_repeated, play_plainly, repeats_at
 from tasks import REST, next_line
-from think import DITHER, TONE, change, played
+from think import DITHER, TONE, played
 
 PATIENCE = 8  # times, on average, that a line which gets nowhere is asked
 
@@ -50,6 +50,20 @@ def with_replay(task, batch, may_generate, hidden, kept, generator):
     return batch, may_generate, hidden
 
 
+def plays(wanted, model, spectrum, batch):
+    """Do sounds (n, frames, 2, F) play the rows `wanted` (n, N) in the slots of a Batch? -> (n,)
+    They do if the loudest pitch in the middle of each slot is that of its symbol, or nothing sounds
+    there, as is wanted."""
+    r, magnitude = batch.rhythm, model.spectrum.magnitude(spectrum)
+    middle = ((r.start + r.length / 2) * (SAMPLE_RATE / HOP)).round().long()
+    middle = middle.clamp(max=magnitude.shape[1] - 1)[..., None]
+    peak, k = magnitude.gather(1, middle.expand(-1, -1, magnitude.shape[2])).max(2)
+    pitch = LOWEST + SPACING * wanted + r.detune * (wanted == batch.asked)
+    is_near = (k * (SAMPLE_RATE / N_FFT) - pitch).abs() < SPACING / 2
+    is_right = torch.where(wanted == REST, peak < TONE, is_near & (peak > TONE))
+    return is_right.all(1)
+
+
 @torch.no_grad()
 def go_on(task, model, frames, kept, drawn, generator):
     """Let the conversations `kept` go on with the frames (n, T * patch, F) that the model answered,
@@ -57,7 +71,7 @@ def go_on(task, model, frames, kept, drawn, generator):
     s, n = model.spectrum, len(kept.question)
     heard = s.stft(kept.question)
     wave = played(model, frames[:n].float(), heard, kept.lengths)
-    right = change(model, s.stft(kept.answer), s.stft(wave)) < TONE
+    right = plays(kept.wanted, model, s.stft(wave), kept)
     over = (kept.asked == kept.wanted).all(1)
     stuck = torch.rand(n, generator=generator, device=wave.device) < 1 / PATIENCE
 

@@ -36,6 +36,7 @@ from configurator import SEEDS, bounds, choices, configure, fail, for_each, name
 from kernels import capture, compile_parts, kernel_missing
 from losses import hide_from, last_line, losses
 from model import CrossAttention, JMambaConfig, Mamba2, SelfAttention
+from optimizer import make_optimizer
 from replay import begin, go_on, new_frames, with_replay
 from results import clear_results, hold, provenance, write_whole
 from score import validate
@@ -83,6 +84,7 @@ warmup_iters = 20        # linear up to learning_rate
 lr_decay_iters = 300     # cosine down to min_lr by then
 min_lr = 2e-4            # the lowest, at the end
 weight_decay = 0.1       # of matrices only
+muon = False             # matrices inside the model move by Muon, all else by AdamW
 grad_clip = 1.0          # 0 turns it off
 # system
 device = 'auto'          # auto, cpu, cuda, mps
@@ -171,12 +173,8 @@ for name, p in model.named_parameters():
 print(f"{sum(p.numel() for _, p in learned):,} parameters on {device}, tasks: {tasks}")
 
 cuda_graphs = compile and kind == 'cuda'
-matrices = [p for n, p in learned if p.dim() > 1 and 'conv' not in n]
-others = [p for n, p in learned if p.dim() < 2 or 'conv' in n]
-groups = [{'params': matrices, 'weight_decay': weight_decay},
-          {'params': others, 'weight_decay': 0.0}]
 lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
-optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), fused=True, capturable=cuda_graphs)
+optimizer = make_optimizer(learned, lr, weight_decay, muon, cuda_graphs)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 iter_num, best, seconds, to_validate = 0, -1.0, 0.0, False  # True: a stop came in between
 wrong = {t: 1.0 for t in names}  # share of the validation questions

@@ -3,6 +3,7 @@ tasks = 'mod'
 aloud = 'mod'
 pauses = '7'
 hide = 0.75
+replay = 0.25
 batch_size = 256
 learning_rate = 3e-3
 min_lr = 1e-5

@@ -7,6 +7,7 @@ n_decoder = 2
 d_state = 32
 difficulty = 0.4
 hide = 0.0
+replay = 0.0
 pauses = '2'
 batch_size = 32
 learning_rate = 4e-3

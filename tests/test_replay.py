@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 import think
 from prepare import make_batch, play_text
-from replay import begin, go_on, with_replay
-from tasks import TASKS, decode, draw, next_line
+from replay import begin, go_on, plays, with_replay
+from tasks import REST, TASKS, decode, draw, next_line
 from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
 from tests.test_train import checkpoint_in
 from transcribe import transcribe
@@ -51,6 +51,23 @@ def test_who_answers_right_hears_it_and_is_asked_the_next_line(task, sound):
                 goes_on += 1
         was = now
     assert goes_on > 5 and ends > 2
+
+
+@pytest.mark.parametrize('sound, least', [('clean', 1.0), ('real', 0.85)])
+def test_an_answer_is_right_if_every_slot_plays_its_symbol(sound, least):
+    model = tiny_model()
+    b = make_batch('mod', 'train', 100, gen(4), aloud=True, pauses=3, sound=sound)
+    heard = model.spectrum.stft(b.answer)
+    assert plays(b.wanted, model, heard, b).float().mean() >= least
+    sounds = (b.wanted != REST).long()
+    slot = torch.arange(b.wanted.shape[1])
+    some = slot == (sounds * slot).argmax(1, keepdim=True)  # the last tone
+    for other in (torch.where(some, REST, b.wanted), torch.where(some, b.wanted ^ 1, b.wanted)):
+        assert not plays(other, model, heard, b).any()
+    first_silent = slot == (sounds == 0).long().argmax(1, keepdim=True)
+    more = torch.where(first_silent & (sounds == 0), 3, b.wanted)
+    has_silence = (sounds == 0).any(1)
+    assert not plays(more, model, heard, b)[has_silence].any()
 
 
 def test_who_answers_wrong_is_asked_the_same_sound_again():

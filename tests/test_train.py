@@ -109,7 +109,7 @@ def test_the_optimizer_takes_the_settings_of_the_run_that_resumes(tmp_path):
     assert train_here(f'--out_dir={tmp_path}', '--max_iters=3') == 0
     names = names_of_train(f'--out_dir={tmp_path}', '--init_from=resume', '--weight_decay=0.25')
     groups = names['optimizer'].param_groups
-    assert [group['weight_decay'] for group in groups] == [0.25, 0]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.25, 0]
 
 
 @pytest.mark.parametrize('flag, says', [

@@ -1,0 +1,71 @@
+"""
+The optimizer: AdamW, or Muon for the matrices inside the model, and AdamW for all else.
+"""
+import math
+
+import torch
+
+INSIDE = 'encoder.', 'decoder.', 'cross.', 'self_attention.'
+MOMENTUM = 0.95
+
+
+def orthogonal(x, steps=5):
+    """Matrices (n, R, C) -> those nearest to them whose singular values are all about 1, by a
+    Newton-Schulz iteration. Half precision is enough, where it is fast."""
+    dtype = torch.bfloat16 if x.is_cuda else torch.float32
+    is_tall = x.shape[1] > x.shape[2]
+    x = (x.mT if is_tall else x).to(dtype)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+    return (x.mT if is_tall else x).float()
+
+
+class Muon(torch.optim.AdamW):
+    """Groups with muon=True hold matrices. Each moves along the orthogonal matrix that is nearest
+    to its mean gradient (Muon: Jordan et al., 2024), by as much as AdamW would move it (Liu et al.,
+    2025, arXiv:2502.16982). All others move by AdamW. While found_inf is 1 nothing moves."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group['params'] if group['muon'] else ():
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                step_size = 0.2 * math.sqrt(max(shape)) * group['lr']
+                self.move(params, step_size, group['lr'] * group['weight_decay'])
+        super().step()
+
+    def move(self, params, step_size, decay):
+        """Matrices of one shape"""
+        for p in params:
+            if not self.state[p]:  # AdamW cannot be loaded without a step
+                self.state[p].update(step=p.new_zeros(()), momentum=torch.zeros_like(p))
+        momenta = [self.state[p]['momentum'] for p in params]
+        moves = 1 - self.found_inf
+        mean = torch.stack(momenta)
+        gradient = torch.where(moves > 0, torch.stack([p.grad for p in params]), mean)
+        mean = mean.lerp(gradient, 1 - MOMENTUM)
+        update = moves * step_size * orthogonal(gradient.lerp(mean, MOMENTUM))
+        torch._foreach_copy_(momenta, mean.unbind())
+        torch._foreach_mul_(params, 1 - moves * decay)
+        torch._foreach_sub_(params, update.unbind())
+        for p in params:
+            p.grad = None  # or AdamW would move it, too
+
+
+def make_optimizer(named, lr, weight_decay, muon, capturable):
+    """Named parameters -> their optimizer. capturable: a CUDA graph holds it, lr is a tensor."""
+    groups = [
+        {'params': [], 'muon': muon, 'weight_decay': weight_decay},
+        {'params': [], 'muon': False, 'weight_decay': weight_decay},
+        {'params': [], 'muon': False, 'weight_decay': 0.0},
+    ]
+    for name, p in named:
+        is_matrix = p.dim() > 1 and 'conv' not in name
+        is_inside = is_matrix and p.dim() == 2 and name.startswith(INSIDE)
+        groups[0 if is_inside else 1 if is_matrix else 2]['params'].append(p)
+    return Muon(groups, lr, (0.9, 0.99), fused=True, capturable=capturable)
