@@ -90,7 +90,8 @@ def played(model, frames, heard, lengths):
     beyond each length"""
     s = model.spectrum
     frames = s.squelch(frames)  # faint remains of a tone that went would be heard again
-    wave = s.wave(s.exp(frames), heard)
+    magnitude = s.exp(frames).clamp(max=LOUDNESS)  # or a tone grows louder with each pass
+    wave = s.wave(magnitude, heard)
     at = torch.arange(wave.shape[1], device=wave.device)
     return wave * (at < lengths[:, None])
 

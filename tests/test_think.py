@@ -10,7 +10,7 @@ import torch
 import score
 import think
 from losses import last_line
-from prepare import make_batch, play_text
+from prepare import LOUDNESS, make_batch, play_text
 from tasks import TASKS, draw, encode
 from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
 from tests.test_train import checkpoint_in
@@ -209,3 +209,17 @@ def test_only_the_head_learns(tmp_path):
     assert all(torch.equal(was[key], now[key]) for key in was)
     assert now['halt.bias'].abs() > 0
     assert run_here('train.py', *flags, '--learns=hald', '--overwrite=true')[0] == 2
+
+
+def test_nothing_is_played_louder_than_the_loudest_tone_of_a_question():
+    model = tiny_model()
+    question = think.with_silence(model, play_text('CAB')[None])
+    heard = model.spectrum.stft(question)
+    s = model.spectrum
+    lengths = torch.tensor([question.shape[1]])
+    peaks = []
+    for gain in (0.5, 3.0):
+        frames = s.log(gain * s.magnitude(heard))
+        peaks.append(s.magnitude(s.stft(think.played(model, frames, heard, lengths))).max())
+    assert peaks[0] == pytest.approx(float(0.5 * s.magnitude(heard).max()), rel=0.05)
+    assert peaks[1] < 1.5 * LOUDNESS  # three times as loud would be over 1.5
