@@ -14,10 +14,10 @@ from tasks import REST, decode
 from transcribe import beside_bin, find_tones, power_of
 
 AGREE = 0.25      # a difference of magnitude between two hearings that is none of tones
-BACK = 1.2        # seconds of the end of a long line that are heard: two divisors
+BACK = 8          # tones of the end of a long line that are heard: two divisors
 DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
-FAINT = 0.03      # amplitude under which there is silence between tones
-FRONT = 0.9       # seconds of the beginning of a long line that are heard
+FAINT = 0.05      # effective amplitude (RMS) under which there is silence between tones
+FRONT = 6         # tones of the beginning of a long line that are heard
 MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 TONE = 0.08       # a change of magnitude by which a tone, 0.1 at least, has come or gone
@@ -170,17 +170,17 @@ def called(tool, waves):
 def ends_of(tape, lengths, scale):
     """Waveforms (B, S) and their lengths in samples (B,) -> in blocks of HOP samples, where the
     beginning of what sounds starts and where it is cut, where its end is cut, and how much lies
-    between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, FRONT
-    seconds from the first tone on and BACK before the end of the last, `scale` times as much."""
-    sounds = tape.unflatten(1, (-1, HOP)).abs().amax(2) > FAINT
+    between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, behind
+    the first FRONT tones and before the last BACK, or `scale` times as many."""
+    sounds = tape.unflatten(1, (-1, HOP)).square().mean(2).sqrt() > FAINT
     n = sounds.shape[1]
     at = torch.arange(n, device=tape.device)
     sounds = sounds & (HOP * at < lengths[:, None])
-    front, back = (round(scale * seconds * SAMPLE_RATE / HOP) for seconds in (FRONT, BACK))
+    begun = (sounds & ~F.pad(sounds, (1, 0))[:, :n]).cumsum(1)  # tones, up to each block
+    to_begin = begun[:, -1:] - begun
     first = torch.where(sounds, at, n).amin(1)
-    last = torch.where(sounds, at, -1).amax(1)
-    is_behind = ~sounds & (at >= first[:, None] + front)
-    is_before = ~sounds & (at <= last[:, None] - back)
+    is_behind = ~sounds & (begun >= round(scale * FRONT))
+    is_before = ~sounds & (to_begin >= round(scale * BACK))
     cut = torch.where(is_behind, at, n).amin(1) + 1
     end = torch.where(is_before, at, -1).amax(1)
     return (first - 2).clamp(min=0), cut, end, end - cut
@@ -206,10 +206,9 @@ def brief_pass(model, tape, lengths, votes, may, earlier=0):
     same both times, near the beginning, and nothing else. All else stays as it was. earlier: blocks
     by which they begin earlier, so that tones lie elsewhere in their tokens."""
     s, sure = model.spectrum, torch.zeros_like(may)
-    scales = 1, 1.5
-    if tape.shape[1] < scales[-1] * (FRONT + BACK) * SAMPLE_RATE or not may.any():
+    if not may.any():
         return tape, sure, sure
-    ends = [ends_of(tape, lengths, scale) for scale in scales]
+    ends = [ends_of(tape, lengths, scale) for scale in (1, 1.5)]
     rows = (may & (ends[-1][3] > 0)).nonzero()[:, 0]
     if not len(rows):
         return tape, sure, sure

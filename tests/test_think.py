@@ -9,8 +9,9 @@ import torch
 
 import score
 import think
+from conditions import change
 from losses import last_line
-from prepare import LOUDNESS, make_batch, play_text
+from prepare import LOUDNESS, make_batch, play_text, split_batches
 from tasks import TASKS, draw, encode
 from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
 from tests.test_train import checkpoint_in
@@ -55,6 +56,18 @@ def test_ends_are_cut_in_silence():
         assert DIGITS.startswith(text[:len(front)]) and text.startswith(front)
         assert back is None or text.endswith(back)
         assert '*' not in text and n <= parts.shape[1]
+
+
+@pytest.mark.parametrize('sound', ['gap_0.5', 'tempo_0.5', 'tempo_1.6', 'gap_0.05'])
+def test_a_slow_player_is_heard_as_many_tones(sound):
+    model = tiny_model()
+    b = change(next(split_batches('mod', 'ood_digits_20', 8)), sound)
+    tape = think.with_silence(model, b.question)  # in faint noise
+    *where, between = ends_of(tape, b.lengths, 1)
+    assert (between > 0).all()
+    parts, _ = joined(tape, b.lengths, *where)
+    for heard, text in zip(transcribe(parts), texts_of(b.asked), strict=True):
+        assert heard == text[:think.FRONT] + text[-think.BACK:]
 
 
 def test_what_changes_at_the_beginning_counts(monkeypatch):
