@@ -31,7 +31,7 @@ class Muon(torch.optim.AdamW):
     def step(self):
         for group in self.param_groups:
             by_shape = {}
-            for p in group['params'] if group['muon'] else ():
+            for p in group['params'] if group.get('muon') else ():
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():
@@ -59,13 +59,18 @@ class Muon(torch.optim.AdamW):
 
 def make_optimizer(named, lr, weight_decay, muon, capturable):
     """Named parameters -> their optimizer. capturable: a CUDA graph holds it, lr is a tensor."""
-    groups = [
-        {'params': [], 'muon': muon, 'weight_decay': weight_decay},
-        {'params': [], 'muon': False, 'weight_decay': weight_decay},
-        {'params': [], 'muon': False, 'weight_decay': 0.0},
-    ]
+    inside, matrices, others = [], [], []
     for name, p in named:
-        is_matrix = p.dim() > 1 and 'conv' not in name
-        is_inside = is_matrix and p.dim() == 2 and name.startswith(INSIDE)
-        groups[0 if is_inside else 1 if is_matrix else 2]['params'].append(p)
-    return Muon(groups, lr, (0.9, 0.99), fused=True, capturable=capturable)
+        if p.dim() < 2 or 'conv' in name:
+            others.append(p)
+        elif muon and name.startswith(INSIDE):
+            inside.append(p)
+        else:
+            matrices.append(p)
+    groups = [{'params': matrices, 'weight_decay': weight_decay},
+              {'params': others, 'weight_decay': 0.0}]
+    settings = {'lr': lr, 'betas': (0.9, 0.99), 'fused': True, 'capturable': capturable}
+    if not muon:
+        return torch.optim.AdamW(groups, **settings)
+    groups.append({'params': inside, 'weight_decay': weight_decay, 'muon': True})
+    return Muon(groups, **settings)

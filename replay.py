@@ -51,7 +51,7 @@ def with_replay(task, batch, may_generate, hidden, kept, generator):
 
 
 def plays(wanted, model, spectrum, batch):
-    """Do sounds (n, frames, 2, F) play the rows `wanted` (n, N) in the slots of a Batch? -> (n,)
+    """Do sounds (n, frames, 2, F) play the rows `wanted` (n, N) in the slots of a Batch? -> (n,).
     They do if the loudest pitch in the middle of each slot is that of its symbol, or nothing sounds
     there, as is wanted."""
     r, magnitude = batch.rhythm, model.spectrum.magnitude(spectrum)

@@ -208,10 +208,11 @@ def brief_pass(model, tape, lengths, votes, may, earlier=0):
     s, sure = model.spectrum, torch.zeros_like(may)
     if not may.any():
         return tape, sure, sure
-    ends = [ends_of(tape, lengths, scale) for scale in (1, 1.5)]
-    rows = (may & (ends[-1][3] > 0)).nonzero()[:, 0]
+    more = ends_of(tape, lengths, 1.5)
+    rows = (may & (more[3] > 0)).nonzero()[:, 0]
     if not len(rows):
         return tape, sure, sure
+    ends = ends_of(tape, lengths, 1), more
     ends = [((start - earlier).clamp(min=0), *rest) for start, *rest in ends]
     start, cut = (x[rows] for x in ends[0][:2])
     may_change = HOP * (3 * (cut - start) // 4)  # samples
@@ -269,12 +270,11 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     tries = torch.full_like(lengths, TRIES * (brief and think > 1))
     for _ in range(think):
         before, n = question, lengths[going]
-        may = tries[going] > 0
-        question, sure, in_vain = brief_pass(model, before, n, votes, may)
-        for earlier in (1, 2, 3):  # where they do not agree they are asked again
-            if in_vain.any():
-                question, now, in_vain = brief_pass(model, question, n, votes, in_vain, earlier)
-                sure = sure | now
+        in_vain = tries[going] > 0
+        sure = torch.zeros_like(in_vain)
+        for earlier in range(4):  # where two hearings do not agree they are asked again
+            question, now, in_vain = brief_pass(model, question, n, votes, in_vain, earlier)
+            sure = sure | now
         tries[going[in_vain]] -= 1
         tries[going[sure]] = TRIES
         changed, goes_on = sure, sure.clone()

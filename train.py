@@ -147,10 +147,11 @@ try:
     else:
         folder = out_dir if init_from == 'resume' else init_from
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
-        was, now = {**checkpoint['config'], **asdict(model.config)}, {**config, **asdict(c)}
+        was = {'muon': False, **checkpoint['config'], **asdict(model.config)}
+        now = {**config, **asdict(c)}
         fixed = asdict(c).keys() - {'ssd', 'n_symbols', 'n_so_far', 'halting'}
         if init_from == 'resume':
-            fixed |= {'tasks', 'aloud', 'curriculum', 'seed', *asdict(c)} - {'ssd'}
+            fixed |= {'tasks', 'aloud', 'curriculum', 'seed', 'muon', *asdict(c)} - {'ssd'}
         for key in (key for key in fixed if was[key] != now[key]):
             fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
         model = extended(model, c)
