@@ -45,35 +45,6 @@ COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000
 MARKERS = 'os^Dv<>'
 STYLES = '-', ':'  # of the first run and of others
 
-# config/ablate/ in words
-ABLATIONS = {
-    'nothing': 'nothing left out',
-    'all_attention': 'attention only, no Mamba',
-    'cross_only': 'no self-attention',
-    'ctc': 'CTC',
-    'curriculum': 'with the curriculum',
-    'filters': 'learned filters',
-    'lstm': 'LSTM',
-    'mel': 'mel bands',
-    'no_attention': '12 Mamba-2 layers, no attention',
-    'no_auxiliary': 'no auxiliary losses',
-    'no_counting': 'every head forgets',
-    'no_freeze': 'the states never stand still',
-    'no_pauses': 'no silent slots',
-    'no_pointer': 'no pointer, nothing hidden',
-    'nothing_hidden': 'nothing hidden, the pointer kept',
-    'one_shot': 'one-shot',
-    'random_pointer': 'the pointer starts anywhere',
-    'self_only': 'no cross-attention',
-    'separate': 'mod alone',
-    'staged': 'one task after another',
-    'state_128': 'state of 128',
-    'state_16': 'state of 16',
-    'tokens_100_ms': 'tokens of 100 ms',
-    'tokens_20_ms': 'tokens of 20 ms',
-    'transformer': 'Transformer',
-}
-
 
 def save(fig, path):
     """Write a figure as a PNG, whole or not at all"""
@@ -120,9 +91,13 @@ def spectrogram(rows, path):
 
 # --- runs that score.py has tested ---
 
+def folder_of(name):
+    return 'out/release' if name == 'release' else name
+
+
 def load_scores(names, file='scores.json'):
     """Names of runs -> {run: [(its scores, seconds of training) of each seed]}"""
-    folders = ['out/release' if name == 'release' else name for name in names]
+    folders = [folder_of(name) for name in names]
     parents = [os.path.dirname(os.path.abspath(folder)) for folder in folders]
     top = os.path.commonpath(parents)
     runs = {}
@@ -205,36 +180,53 @@ def chart(runs, path):
             ax.text(np.mean(at), -0.7, task, ha='center', weight='bold')
     words = [TASKS[task].said.get(split, split) for task, split in columns]
     ax.set_xticks(range(len(columns)), words, rotation=55, ha='right', rotation_mode='anchor')
-    ax.set_yticks(range(len(runs)), [ABLATIONS.get(name, name) for name in runs])
+    ax.set_yticks(range(len(runs)), [name.replace('_', ' ') for name in runs])
     fig.supxlabel('exact match (%)', fontsize=10)
     save(fig, path)
 
 
-def passes(runs, task, path):
-    """Draw exact match against how often the model may hear its own answer, and how often it did,
-    by how many lines of working the question takes"""
+def voted(names):
+    """Names of runs -> {votes: as load_scores}, of tests with several passes of each line"""
+    found = [Path(folder_of(name)).glob('scores_votes*.json') for name in names]
+    files = {path.name for paths in found for path in paths}
+    votes = {file: re.search(r'votes(\d+)', file) for file in files}
+    return {int(n[1]): load_scores(names, file) for file, n in votes.items() if n}
+
+
+def passes(runs, more, task, path):
+    """Draw exact match against how often the model may hear its own answer, how often it did, by
+    how many lines of working the question takes, and, if runs were also tested with `more` votes a
+    line, {votes: runs}, exact match against these"""
     if len(runs) > 1:
         raise ValueError(f"name one run and its seeds, not {', '.join(runs)}")
     [seeds] = runs.values()
-    fig = Figure(figsize=(9, 3.8), layout='constrained')
-    left, right = fig.subplots(1, 2)
+    fig = Figure(figsize=(13 if more else 9, 3.8), layout='constrained')
+    left, right, *other = fig.subplots(1, 3 if more else 2)
     plain(left, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
     plain(right, xlabel='lines of working that the question takes',
           ylabel='passes that the model used (mean)')
     right.axline((1, 1), slope=1, color='0.7')
+    for ax in other:
+        plain(ax, xlabel='passes of each line, of which most must agree', ylabel='exact match (%)')
     for split in TASKS[task].splits:
         tested = [scores[task].get(split, {}) for scores, _ in seeds if task in scores]
         tested = [found for found in tested if 'by_passes' in found]
         if not tested or not split.startswith(('iid', 'ood')):
             continue
+        said = TASKS[task].said.get(split, split)
         allowed = list(tested[0]['by_passes'])
         exact = [100 * np.mean([found['by_passes'][k] for found in tested]) for k in allowed]
-        left.plot(allowed, exact, label=TASKS[task].said.get(split, split))
+        left.plot(allowed, exact, label=said)
         lines, used = [], []
         for found in tested:
             lines += map(int, found['passes_by_lines'])
             used += found['passes_by_lines'].values()
         right.plot(lines, used, linestyle='none', alpha=0.8)
+        for ax in other:
+            by_votes = {1: runs, **more}
+            exact = {n: exact_match(sum(by_votes[n].values(), []), task, split)
+                     for n in sorted(by_votes)}
+            ax.plot([str(n) for n in exact], [np.mean(x or [np.nan]) for x in exact.values()])
     if not left.lines:
         raise ValueError(f"none of these was taught {task} aloud; --task names another task")
     left.legend(frameon=False)
@@ -363,8 +355,8 @@ def scaling(names, path):
     number, the mean"""
     found = {}
     for name in names:
-        name = 'out/release' if name == 'release' else name
-        file = os.path.join(name, 'summary.json') if os.path.isdir(name) else name
+        folder = folder_of(name)
+        file = os.path.join(folder, 'summary.json') if os.path.isdir(folder) else name
         try:
             with open(file, encoding='utf-8') as f:
                 summary = json.load(f)
@@ -429,7 +421,7 @@ if __name__ == '__main__':
         elif what == 'scaling':
             scaling(named, out)
         elif what == 'passes':
-            passes(load_scores(named), task, out)
+            passes(load_scores(named), voted(named), task, out)
         elif what == 'lengths':
             lengths(load_scores(named, 'lengths.json'), out)
         elif what == 'robustness':

@@ -136,7 +136,7 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm):
 
 PASSES = [2 ** k for k in range(9)]  # 1 to 256, in the table of accuracy against thought
 KEPT = 20                  # mistakes of a split whose sounds are kept
-LENGTHS = [10 * 2 ** k for k in range(6)]  # 10 to 320 symbols or digits
+LENGTHS = [10 * 2 ** k for k in range(8)]  # 10 to 1,280 symbols or digits
 BROKEN = 0.05              # exact match under which still longer questions are not asked
 
 
@@ -380,6 +380,7 @@ if __name__ == '__main__':
     folder = results_of(out_dir, init_from)
     kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
     kind = kinds.get((split, sound), '')
+    kind += f'_votes{votes}' if kind and votes > 1 else ''
     named = '_'.join(['errors', *[x for x in (split, sound) if x not in ('all', 'clean')]])
     longest, suffix = 0, ''
     if kind:
