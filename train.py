@@ -275,6 +275,7 @@ def step(task, made):
 
 
 if compile:
+    prepare.BLOCK *= 4  # tasks of about as long questions share what is compiled
     compile_parts(model, (Mamba2, SelfAttention, CrossAttention, Transformer))
     for part in ('play', 'reverberate', 'coloured', 'overdriven'):
         setattr(prepare, part, torch.compile(getattr(prepare, part), dynamic=False))
