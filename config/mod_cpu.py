@@ -8,6 +8,7 @@ d_state = 32
 difficulty = 0.4
 hide = 0.0
 replay = 0.0
+muon = False
 pauses = '2'
 batch_size = 32
 learning_rate = 4e-3
