@@ -26,7 +26,7 @@ from tasks.task import REST, Task, close_gaps, dice, encode, only_last, randint
 ZERO, PERCENT, NONE = encode('0%X')
 LABELS = 99   # remainders under it are labels for what a question comes to so far
 BARE_DIGITS = 8  # digits of a number alone in training, at most
-SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.1, 'close': 0.15}  # of the training questions
+SHARES = {'zeros': 0.1, 'bare': 0.1, 'no_answer': 0.1}  # of the training questions
 SILENT = 0.06    # share of the lines of working whose A has gone
 
 
@@ -219,26 +219,13 @@ def chain(n, k, high, generator, device):
     return left, torch.stack(divisors, 1)
 
 
-def near(b, generator):
-    """Numbers (n,) that are hard to compare with b (n,), or to take it away from: b or twice b, or
-    such as end like b, all give or take 1"""
-    one = torch.ones_like(b)
-    off = randint(-one, one, generator)
-    multiple = randint(one, 2 * one, generator) * b
-    ends = randint(one, 2 * one, generator).minimum(n_digits(b, 2))  # how many digits of it
-    power = 10 ** ends
-    alike = b % power + power * randint(one, 9 * one, generator)
-    return (torch.where(randint(0 * one, one, generator) > 0, multiple, alike) + off).clamp(min=1)
-
-
 def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), steps=(1, 2),
          quotient=None, most=12, aloud=False, pairs=False, level=1.0):
     """A % B % C ...: how many digits A has, how many each divisor, and how many there are, (lowest,
     highest), in `most` symbols at most. quotient=(lowest, highest) is A // B of the first step.
 
     kind: plain; zeros (in front of numbers); bare (a number alone); no_answer; equal (A = B);
-    close (A begins with a number that is near B); divides (every step really does); mixed, as in
-    training. aloud=True asks lines of working, too,
+    divides (every step really does); mixed, as in training. aloud=True asks lines of working, too,
     in which A may have gone silent. pairs=True: two rows each go on with the same divisors."""
     def full(x, *shape):
         return torch.full((n, *shape), x, device=device)
@@ -286,14 +273,6 @@ def draw(n, generator, device, kind='plain', digits=(1, 6), divisors=(1, 3), ste
         first_digit = torch.randint(1, 10, (n, 1), generator=generator, device=device)
         leads = (place > 0) & (place == a_length[:, None] - 1)
         a = torch.where(leads, first_digit, a)
-        if kind in ('close', 'mixed'):
-            begins = near(b[:, 0], generator)
-            length = n_digits(begins, divisors[-1] + 1)
-            tail = (a_length - length).clamp(min=0)
-            shift = place - tail[:, None]
-            digits_of_it = begins[:, None] // 10 ** shift.clamp(0, divisors[-1] + 1) % 10
-            a = torch.where(is_kind['close'][:, None] & (shift >= 0), digits_of_it, a)
-            a_length = torch.where(is_kind['close'], length + tail, a_length)
     else:
         a_length = n_digits(a, longest)
         a = a[:, None] // 10 ** place % 10
@@ -374,7 +353,6 @@ task = Task(
         'quotient_4_9': dict(steps=(1, 1), quotient=(4, 9)),
         'quotient_10': dict(steps=(1, 1), quotient=(10, 999999)),
         'equal': dict(steps=(1, 1), kind='equal'),
-        'close': dict(kind='close'),
     },
     said={
         'iid': 'one or two %',
@@ -395,7 +373,6 @@ task = Task(
         'quotient_4_9': 'quotient 4 to 9',
         'quotient_10': 'quotient from 10',
         'equal': 'A = B',
-        'close': 'A begins like B, give or take 1',
     },
     of_length=of_length,
 )
