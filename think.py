@@ -17,8 +17,11 @@ AGREE = 0.25      # a difference of magnitude between two hearings that is none 
 BACK = 8          # tones of the end of a long line that are heard: two divisors
 DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
 FAINT = 0.05      # effective amplitude (RMS) under which there is silence between tones
-FRONT = 6         # tones of the beginning of a long line that are heard
+FRONT = 6         # tones of the beginning of a long line that are heard, at first
 MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
+# How its ends are heard, until two hearings agree: tones of the beginning, and blocks by which they
+# begin earlier, so that tones lie elsewhere in their tokens
+HEARINGS = (FRONT, 0), (FRONT, 2), (FRONT + 4, 0), (FRONT + 4, 3)
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 TONE = 0.08       # a change of magnitude by which a tone, 0.1 at least, has come or gone
 TRIES = 2         # how often in a row ends are heard in vain, until a line is always heard whole
@@ -167,11 +170,11 @@ def called(tool, waves):
 
 # --- long lines: their ends alone are heard ---
 
-def ends_of(tape, lengths, scale):
+def ends_of(tape, lengths, front, back):
     """Waveforms (B, S) and their lengths in samples (B,) -> in blocks of HOP samples, where the
     beginning of what sounds starts and where it is cut, where its end is cut, and how much lies
     between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, behind
-    the first FRONT tones and before the last BACK, or `scale` times as many."""
+    the first `front` tones and before the last `back`."""
     sounds = tape.unflatten(1, (-1, HOP)).square().mean(2).sqrt() > FAINT
     n = sounds.shape[1]
     at = torch.arange(n, device=tape.device)
@@ -179,8 +182,8 @@ def ends_of(tape, lengths, scale):
     begun = (sounds & ~F.pad(sounds, (1, 0))[:, :n]).cumsum(1)  # tones, up to each block
     to_begin = begun[:, -1:] - begun
     first = torch.where(sounds, at, n).amin(1)
-    is_behind = ~sounds & (begun >= round(scale * FRONT))
-    is_before = ~sounds & (to_begin >= round(scale * BACK))
+    is_behind = ~sounds & (begun >= front)
+    is_before = ~sounds & (to_begin >= back)
     cut = torch.where(is_behind, at, n).amin(1) + 1
     end = torch.where(is_before, at, -1).amax(1)
     return (first - 2).clamp(min=0), cut, end, end - cut
@@ -198,21 +201,19 @@ def joined(tape, lengths, start, cut, end):
     return parts.flatten(1), size[:, 0] * HOP
 
 
-def brief_pass(model, tape, lengths, votes, may, earlier=0):
+def brief_pass(model, tape, lengths, votes, may, front, earlier):
     """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
-    (B, S); for which of them (B,) that counts; and for which it was tried in vain.
+    (B, S), and for which of them (B,) that counts. front, earlier: one of HEARINGS.
 
     The ends are heard twice, the second time more of them. What is played counts if it changes the
-    same both times, near the beginning, and nothing else. All else stays as it was. earlier: blocks
-    by which they begin earlier, so that tones lie elsewhere in their tokens."""
+    same both times, near the beginning, and nothing else. All else stays as it was."""
     s, sure = model.spectrum, torch.zeros_like(may)
     if not may.any():
-        return tape, sure, sure
-    more = ends_of(tape, lengths, 1.5)
-    rows = (may & (more[3] > 0)).nonzero()[:, 0]
+        return tape, sure
+    ends = [ends_of(tape, lengths, k * front // 2, k * BACK // 2) for k in (2, 3)]
+    rows = (may & (ends[1][3] > 0)).nonzero()[:, 0]
     if not len(rows):
-        return tape, sure, sure
-    ends = ends_of(tape, lengths, 1), more
+        return tape, sure
     ends = [((start - earlier).clamp(min=0), *rest) for start, *rest in ends]
     start, cut = (x[rows] for x in ends[0][:2])
     may_change = HOP * (3 * (cut - start) // 4)  # samples
@@ -230,12 +231,12 @@ def brief_pass(model, tape, lengths, votes, may, earlier=0):
         counts &= change(model, heard, elsewhere) < TONE
         played.append(F.pad(wave * first, (0, longest))[:, :longest])
     counts &= change(model, *[s.stft(x) for x in played]) < AGREE
-    tape, sure, in_vain = tape.clone(), sure.clone(), sure.clone()
-    sure[rows], in_vain[rows] = counts, ~counts
+    tape = tape.clone()
+    sure[rows] = counts
     for k in counts.nonzero()[:, 0].tolist():
         at, n = HOP * int(start[k]), int(may_change[k])
         tape[rows[k], at:at + n] = played[0][k, :n]
-    return tape, sure, in_vain
+    return tape, sure
 
 
 # --- the conversation ---
@@ -271,10 +272,12 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     for _ in range(think):
         before, n = question, lengths[going]
         in_vain = tries[going] > 0
+        if in_vain.any():
+            in_vain &= ends_of(question, n, 3 * FRONT // 2, 3 * BACK // 2)[3] > 0
         sure = torch.zeros_like(in_vain)
-        for earlier in range(4):  # where two hearings do not agree they are asked again
-            question, now, in_vain = brief_pass(model, question, n, votes, in_vain, earlier)
-            sure = sure | now
+        for hearing in HEARINGS:
+            question, now = brief_pass(model, question, n, votes, in_vain, *hearing)
+            sure, in_vain = sure | now, in_vain & ~now
         tries[going[in_vain]] -= 1
         tries[going[sure]] = TRIES
         changed, goes_on = sure, sure.clone()
