@@ -11,10 +11,10 @@ $ python figures.py --what=confusion release     # which tones are heard for whi
 $ python figures.py --what=scaling out/ask/*     # accuracy by difficulty, of any summary.json
 
 release is the weights that come with the code; any other run is named by its folder. The first
-needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: lengths
-what --split=lengths, robustness and confusion what --sound=all. Runs are drawn in the order in
-which they are named. Those whose folders differ only in a last _s and a number are seeds of one
-run: means are drawn, and tables show (the worst).
+needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: passes with
+--votes=3 too, lengths with --split=lengths, robustness and confusion with --sound=all. Runs are
+drawn in the order in which they are named. Those whose folders differ only in a last _s and a
+number are seeds of one run: means are drawn, and tables show (the worst).
 """
 import json
 import os
@@ -185,23 +185,28 @@ def chart(runs, path):
     save(fig, path)
 
 
-def voted(names):
-    """Names of runs -> {votes: as load_scores}, of tests with several passes of each line"""
-    found = [Path(folder_of(name)).glob('scores_votes*.json') for name in names]
-    files = {path.name for paths in found for path in paths}
-    votes = {file: re.search(r'votes(\d+)', file) for file in files}
-    return {int(n[1]): load_scores(names, file) for file, n in votes.items() if n}
+def by_votes(names):
+    """Names of runs -> {passes of each line: as load_scores}; beside one those that were tested"""
+    tests = {1: load_scores(names)}
+    for name in names:
+        for path in Path(folder_of(name)).glob('scores_votes*.json'):
+            votes = re.fullmatch(r'scores_votes(\d+)', path.stem)  # not of a shorter test
+            if votes:
+                tests[int(votes[1])] = load_scores(names, path.name)
+    return dict(sorted(tests.items()))
 
 
-def passes(runs, more, task, path):
+def passes(tests, task, path):
     """Draw exact match against how often the model may hear its own answer, how often it did, by
-    how many lines of working the question takes, and, if runs were also tested with `more` votes a
-    line, {votes: runs}, exact match against these"""
+    how many lines of working the question takes, and, of several tests as in by_votes, exact match
+    against how many passes of each line are voted on"""
+    runs = tests[1]
     if len(runs) > 1:
         raise ValueError(f"name one run and its seeds, not {', '.join(runs)}")
     [seeds] = runs.values()
-    fig = Figure(figsize=(13 if more else 9, 3.8), layout='constrained')
-    left, right, *other = fig.subplots(1, 3 if more else 2)
+    n_charts = 2 + (len(tests) > 1)
+    fig = Figure(figsize=(4.4 * n_charts, 3.8), layout='constrained')
+    left, right, *other = fig.subplots(1, n_charts)
     plain(left, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
     plain(right, xlabel='lines of working that the question takes',
           ylabel='passes that the model used (mean)')
@@ -213,20 +218,17 @@ def passes(runs, more, task, path):
         tested = [found for found in tested if 'by_passes' in found]
         if not tested or not split.startswith(('iid', 'ood')):
             continue
-        said = TASKS[task].said.get(split, split)
         allowed = list(tested[0]['by_passes'])
         exact = [100 * np.mean([found['by_passes'][k] for found in tested]) for k in allowed]
-        left.plot(allowed, exact, label=said)
+        left.plot(allowed, exact, label=TASKS[task].said.get(split, split))
         lines, used = [], []
         for found in tested:
             lines += map(int, found['passes_by_lines'])
             used += found['passes_by_lines'].values()
         right.plot(lines, used, linestyle='none', alpha=0.8)
         for ax in other:
-            by_votes = {1: runs, **more}
-            exact = {n: exact_match(sum(by_votes[n].values(), []), task, split)
-                     for n in sorted(by_votes)}
-            ax.plot([str(n) for n in exact], [np.mean(x or [np.nan]) for x in exact.values()])
+            exact = [exact_match(sum(runs.values(), []), task, split) for runs in tests.values()]
+            ax.plot([str(n) for n in tests], [np.mean(x or [np.nan]) for x in exact])
     if not left.lines:
         raise ValueError(f"none of these was taught {task} aloud; --task names another task")
     left.legend(frameon=False)
@@ -421,7 +423,7 @@ if __name__ == '__main__':
         elif what == 'scaling':
             scaling(named, out)
         elif what == 'passes':
-            passes(load_scores(named), voted(named), task, out)
+            passes(by_votes(named), task, out)
         elif what == 'lengths':
             lengths(load_scores(named, 'lengths.json'), out)
         elif what == 'robustness':

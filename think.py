@@ -19,6 +19,7 @@ DITHER = 0.01     # noise behind what the encoder hears: it was not trained on d
 FAINT = 0.05      # effective amplitude (RMS) under which there is silence between tones
 FRONT = 6         # tones of the beginning of a long line that are heard, at first
 MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
+MORE = 1.5        # times as many tones are heard the second time
 # How its ends are heard, until two hearings agree: tones of the beginning, and blocks by which they
 # begin earlier, so that tones lie elsewhere in their tokens
 HEARINGS = (FRONT, 0), (FRONT, 2), (FRONT + 4, 0), (FRONT + 4, 3)
@@ -170,11 +171,11 @@ def called(tool, waves):
 
 # --- long lines: their ends alone are heard ---
 
-def ends_of(tape, lengths, front, back):
+def ends_of(tape, lengths, front, scale):
     """Waveforms (B, S) and their lengths in samples (B,) -> in blocks of HOP samples, where the
     beginning of what sounds starts and where it is cut, where its end is cut, and how much lies
     between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, behind
-    the first `front` tones and before the last `back`."""
+    the first `front` tones and before the last BACK, or `scale` times as many."""
     sounds = tape.unflatten(1, (-1, HOP)).square().mean(2).sqrt() > FAINT
     n = sounds.shape[1]
     at = torch.arange(n, device=tape.device)
@@ -182,8 +183,8 @@ def ends_of(tape, lengths, front, back):
     begun = (sounds & ~F.pad(sounds, (1, 0))[:, :n]).cumsum(1)  # tones, up to each block
     to_begin = begun[:, -1:] - begun
     first = torch.where(sounds, at, n).amin(1)
-    is_behind = ~sounds & (begun >= front)
-    is_before = ~sounds & (to_begin >= back)
+    is_behind = ~sounds & (begun >= scale * front)
+    is_before = ~sounds & (to_begin >= scale * BACK)
     cut = torch.where(is_behind, at, n).amin(1) + 1
     end = torch.where(is_before, at, -1).amax(1)
     return (first - 2).clamp(min=0), cut, end, end - cut
@@ -210,7 +211,7 @@ def brief_pass(model, tape, lengths, votes, may, front, earlier):
     s, sure = model.spectrum, torch.zeros_like(may)
     if not may.any():
         return tape, sure
-    ends = [ends_of(tape, lengths, k * front // 2, k * BACK // 2) for k in (2, 3)]
+    ends = [ends_of(tape, lengths, front, scale) for scale in (1, MORE)]
     rows = (may & (ends[1][3] > 0)).nonzero()[:, 0]
     if not len(rows):
         return tape, sure
@@ -273,7 +274,7 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
         before, n = question, lengths[going]
         in_vain = tries[going] > 0
         if in_vain.any():
-            in_vain &= ends_of(question, n, 3 * FRONT // 2, 3 * BACK // 2)[3] > 0
+            in_vain &= ends_of(question, n, FRONT, MORE)[3] > 0
         sure = torch.zeros_like(in_vain)
         for hearing in HEARINGS:
             question, now = brief_pass(model, question, n, votes, in_vain, *hearing)
