@@ -288,6 +288,7 @@ def bench_scan():
     no_compiler = '' if on_gpu or shutil.which('g++') else "there is no C++ compiler"
     for T in [T for T in (32, 64, 128, 256, 1024, 4096, 16384) if T <= tokens]:
         n = max(1, (2 ** 16 if on_gpu else 2 ** 12) // T)
+        torch.compiler.reset()  # or it gives up compiling at the ninth
         too_slow = "too slow to wait for" if T > (32 if on_gpu else 1024) else ''
         ways = [  # name, scan, why it is skipped
             ('recurrence', of_one(recurrence), too_slow),  # a graph of many steps takes minutes
@@ -320,8 +321,7 @@ def bench_middle(n, T):
         ('mamba_ssm kernel', compiled(functools.partial(mixer, scan=ssd_kernel)), no_kernel),
         ('simple_gla', compiled(functools.partial(mixer, scan=simple_gla)), no_gla),
     ]
-    label = f"the middle of a layer, {n} x {T} tokens: "
-    compare(label, ways, inputs, normal(n, T, H * P))
+    compare(f"the middle of a layer, {n} x {T} tokens: ", ways, inputs, normal(n, T, H * P))
 
 
 def resident():
