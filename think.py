@@ -24,11 +24,13 @@ MORE = 1.5        # times as many tones are heard the second time
 # begin earlier, so that tones lie elsewhere in their tokens
 HEARINGS = (FRONT, 0), (FRONT, 2), (FRONT + 4, 0), (FRONT + 4, 3)
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
+SHORT_GAP = 0.1   # seconds between tones: what a slow player's gaps are cut down to
+SLOW = 0.25       # seconds from which on most gaps of a recording are too long
 TONE = 0.08       # a change of magnitude by which a tone, 0.1 at least, has come or gone
 TRIES = 2         # how often in a row ends are heard in vain, until a line is always heard whole
 
 
-# --- what a recording may be: out of tune ---
+# --- what a recording may be: out of tune, or slow ---
 
 def hertz_off(waves, n=1024):
     """Waveforms (B, S) -> by how many hertz all of their tones are off the nearest symbols (B,):
@@ -57,6 +59,27 @@ def tuned(waves, hertz):
     seconds = torch.arange(S, device=waves.device) / SAMPLE_RATE
     turn = torch.polar(torch.ones_like(waves), -2 * math.pi * hertz[:, None] * seconds)
     return (torch.fft.ifft(spectrum) * turn).real
+
+
+def hurried(waves, lengths):
+    """Waveforms (B, S) and their lengths in samples (B,) -> the same; but where most gaps between
+    tones are too long, all are cut down alike, each in its middle"""
+    tones = find_tones(waves)
+    end = tones.start + tones.length
+    gap = tones.start[1:] - end[:-1]
+    clip = torch.where(tones.clip[1:] == tones.clip[:-1], tones.clip[1:], -1)
+    slow = [i for i in clip.unique().tolist() if i >= 0 and gap[clip == i].median() > SLOW]
+    seconds = torch.arange(waves.shape[1], device=end.device) / SAMPLE_RATE
+    waves, lengths = waves.clone(), lengths.clone()
+    for i in slow:
+        mine = clip == i
+        half = gap[mine] * (1 - SHORT_GAP / gap[mine].median()) / 2
+        middle = (tones.start[1:] + end[:-1])[mine] / 2
+        stays = ((seconds - middle[:, None]).abs() > half[:, None]).all(0)
+        wave = waves[i, stays]
+        waves[i] = F.pad(wave, (0, waves.shape[1] - len(wave)))
+        lengths[i] -= (~stays).sum()
+    return waves[:, :int(lengths.max())] if len(slow) == len(waves) else waves, lengths
 
 
 # --- one pass ---
@@ -258,8 +281,9 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     far = off.abs() > OUT_OF_TUNE
     if far.any():  # training has heard less
         question = torch.where(far[:, None], tuned(question, off), question)
+    question, lengths = hurried(question, lengths)
     passes = torch.zeros_like(lengths)
-    answer = torch.zeros_like(question)
+    answer = question.new_zeros(len(question), n_samples)
     question = with_silence(model, question)
     heard = model.spectrum.stft(question)
     # A recording may be faint.
@@ -295,7 +319,8 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
                 goes_on[rows] &= halt < 0
             question = wave if len(rows) == len(going) else question.index_copy(0, rows, wave)
         passes[going[changed]] += 1
-        answer = answer.index_copy(0, going, question[:, :n_samples])
+        played = F.pad(question, (0, n_samples - question.shape[1]))
+        answer = answer.index_copy(0, going, played)
         yield answer, passes
         # What was just played need not be analysed again.
         heard = spectrum[goes_on] if len(rows) == len(going) else None

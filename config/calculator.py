@@ -3,5 +3,8 @@ base('multitask')
 tasks = 'mirror,bracket,calculator'
 aloud = 'calculator,bracket'
 sound = 'clean'
+replay = 0.0
+muon = False
+learning_rate = 1.5e-3
 max_iters = 9000
 lr_decay_iters = 9000

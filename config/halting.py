@@ -3,6 +3,8 @@ base('multitask')
 init_from = 'release'
 halting = True
 learns = 'halt'
+replay = 0.0
+muon = False
 mix = '1,2,5'
 batch_size = 32
 learning_rate = 3e-2

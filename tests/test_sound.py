@@ -13,7 +13,7 @@ from prepare import LOUDNESS, make_batch, make_rhythm, max_samples, play, split_
 from score import edit_distance
 from tasks import REST, TASKS, encode
 from tests.helpers import gen, texts_of
-from think import hertz_off, tuned
+from think import hertz_off, hurried, tuned
 from transcribe import transcribe
 
 
@@ -210,3 +210,23 @@ def test_what_has_no_pitch_is_not_out_of_tune():
     rhythm = make_rhythm(1, 10, gen())
     rhythm = rhythm._replace(detune=50 * (torch.arange(10.)[None] % 2))  # half here, half there
     assert not hertz_off(play(every, rhythm, 32000)).any()
+
+
+@pytest.mark.parametrize('noise', ['clean', 'white_0'])
+def test_the_gaps_of_a_slow_player_are_cut_down(noise):
+    [b] = split_batches('mod', 'iid', 50)
+    slow = change(change(b, 'gap_0.5'), noise)
+    short, lengths = hurried(slow.question, slow.lengths)
+    n = torch.tensor([len(text) for text in texts_of(b.asked)])
+    assert torch.equal(lengths < slow.lengths - 4000 * (n - 1), n > 1)
+    assert transcribe(short) == transcribe(slow.question) == texts_of(b.asked)
+
+
+def test_who_is_not_slow_is_left_alone():
+    for sound in ('clean', 'tempo_0.6', 'uneven_0.25'):
+        [b] = split_batches('mod', 'iid', 50)
+        b = change(b, sound)
+        waves, lengths = hurried(b.question, b.lengths)
+        assert torch.equal(waves, b.question) and torch.equal(lengths, b.lengths)
+    silence, lengths = torch.zeros(2, 16000), torch.tensor([16000, 8000])
+    assert torch.equal(hurried(silence, lengths)[1], lengths)
