@@ -13,16 +13,17 @@ from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_pl
 from tasks import REST, decode
 from transcribe import beside_bin, find_tones, power_of
 
-AGREE = 0.25      # a difference of magnitude between two hearings that is none of tones
-BACK = 8          # tones of the end of a long line that are heard: two divisors
+AGREE = 0.4       # a difference of magnitude between two hearings that is none of tones
 DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
 FAINT = 0.05      # effective amplitude (RMS) under which there is silence between tones
-FRONT = 6         # tones of the beginning of a long line that are heard, at first
 MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
-MORE = 1.5        # times as many tones are heard the second time
-# How its ends are heard, until two hearings agree: tones of the beginning, and blocks by which they
-# begin earlier, so that tones lie elsewhere in their tokens
-HEARINGS = (FRONT, 0), (FRONT, 2), (FRONT + 4, 0), (FRONT + 4, 3)
+# How the ends of a long line are heard, until two hearings agree: tones of the beginning, tones of
+# the end, at least two divisors or three, and blocks by which they begin earlier, so that tones
+# lie elsewhere in their tokens
+HEARINGS = (
+    (6, 8, 0), (7, 12, 0), (6, 8, 2), (7, 12, 2),
+    (10, 8, 0), (11, 12, 0), (10, 8, 3), (11, 12, 3),
+)
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 SHORT_GAP = 0.1   # seconds between tones: what a slow player's gaps are cut down to
 SLOW = 0.25       # seconds from which on most gaps of a recording are too long
@@ -194,23 +195,26 @@ def called(tool, waves):
 
 # --- long lines: their ends alone are heard ---
 
-def ends_of(tape, lengths, front, scale):
-    """Waveforms (B, S) and their lengths in samples (B,) -> in blocks of HOP samples, where the
-    beginning of what sounds starts and where it is cut, where its end is cut, and how much lies
-    between the cuts, (B,) each: not over 0, if it is all heard. Cuts are made in silence, behind
-    the first `front` tones and before the last BACK, or `scale` times as many."""
+def sounding(tape, lengths):
+    """Waveforms (B, S) and their lengths in samples (B,) -> does a tone sound in each block of HOP
+    samples? (B, blocks)"""
     sounds = tape.unflatten(1, (-1, HOP)).square().mean(2).sqrt() > FAINT
+    at = torch.arange(sounds.shape[1], device=tape.device)
+    return sounds & (HOP * at < lengths[:, None])
+
+
+def ends_of(sounds, front, back):
+    """Which blocks sound (B, blocks) -> in blocks, where the beginning of what sounds starts, where
+    it is cut, and where its end is cut, (B,) each; the cuts meet or cross if all is to be heard.
+    They are made in silence, behind the first `front` tones and before the last `back`."""
     n = sounds.shape[1]
-    at = torch.arange(n, device=tape.device)
-    sounds = sounds & (HOP * at < lengths[:, None])
+    at = torch.arange(n, device=sounds.device)
     begun = (sounds & ~F.pad(sounds, (1, 0))[:, :n]).cumsum(1)  # tones, up to each block
     to_begin = begun[:, -1:] - begun
     first = torch.where(sounds, at, n).amin(1)
-    is_behind = ~sounds & (begun >= scale * front)
-    is_before = ~sounds & (to_begin >= scale * BACK)
-    cut = torch.where(is_behind, at, n).amin(1) + 1
-    end = torch.where(is_before, at, -1).amax(1)
-    return (first - 2).clamp(min=0), cut, end, end - cut
+    cut = torch.where(~sounds & (begun >= front), at, n).amin(1) + 1
+    end = torch.where(~sounds & (to_begin >= back), at, -1).amax(1)
+    return (first - 2).clamp(min=0), cut, end
 
 
 def joined(tape, lengths, start, cut, end):
@@ -225,42 +229,65 @@ def joined(tape, lengths, start, cut, end):
     return parts.flatten(1), size[:, 0] * HOP
 
 
-def brief_pass(model, tape, lengths, votes, may, front, earlier):
-    """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
-    (B, S), and for which of them (B,) that counts. front, earlier: one of HEARINGS.
+def hear_ends(model, tape, lengths, votes, start, cut, end):
+    """One pass of the ends of waveforms, as in ends_of -> what is played (B, any), how much of it,
+    in samples, may change (B, 1), and whether it changes there, and nowhere else (B,)"""
+    parts, n = joined(tape, lengths, start, cut, end)
+    parts = with_silence(model, parts)
+    heard = model.spectrum.stft(parts)
+    wave, _ = vote(model, parts, heard, n, votes)
+    may_change = HOP * (3 * (cut - start) // 4)[:, None]
+    near = torch.arange(wave.shape[1], device=wave.device) < may_change
+    elsewhere = model.spectrum.stft(torch.where(near, parts, wave))
+    changes = change(model, heard, model.spectrum.stft(wave)) >= TONE
+    return wave, may_change, changes & (change(model, heard, elsewhere) < TONE)
 
-    The ends are heard twice, the second time more of them. What is played counts if it changes the
-    same both times, near the beginning, and nothing else. All else stays as it was."""
-    s, sure = model.spectrum, torch.zeros_like(may)
+
+def brief_pass(model, tape, lengths, votes, may):
+    """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
+    (B, S), and for which of them (B,) that counts.
+
+    The ends are heard again and again, with other cuts, until two hearings that differ in how much
+    of the end they hear change the same, near the beginning, and nothing else. All else stays."""
+    sure, sounds = torch.zeros_like(may), sounding(tape, lengths)
+    front, back, earlier = HEARINGS[-1]
+    start, cut, _ = ends_of(sounds, front, back)
+    _, least, end = ends_of(sounds, *HEARINGS[1][:2])
+    may = may & (end > least)
     if not may.any():
         return tape, sure
-    ends = [ends_of(tape, lengths, front, scale) for scale in (1, MORE)]
-    rows = (may & (ends[1][3] > 0)).nonzero()[:, 0]
-    if not len(rows):
-        return tape, sure
-    ends = [((start - earlier).clamp(min=0), *rest) for start, *rest in ends]
-    start, cut = (x[rows] for x in ends[0][:2])
-    may_change = HOP * (3 * (cut - start) // 4)  # samples
-    longest = int(may_change.max())
-    longest += -longest % model.config.token
-    counts, played = True, []
-    for *where, _ in ends:
-        parts, n = joined(tape[rows], lengths[rows], *[x[rows] for x in where])
-        parts = with_silence(model, parts)
-        heard = s.stft(parts)
-        wave, _ = vote(model, parts, heard, n, votes)
-        first = torch.arange(wave.shape[1], device=wave.device) < may_change[:, None]
-        elsewhere = s.stft(torch.where(first, parts, wave))
-        counts &= change(model, heard, s.stft(wave)) >= TONE
-        counts &= change(model, heard, elsewhere) < TONE
-        played.append(F.pad(wave * first, (0, longest))[:, :longest])
-    counts &= change(model, *[s.stft(x) for x in played]) < AGREE
-    tape = tape.clone()
-    sure[rows] = counts
-    for k in counts.nonzero()[:, 0].tolist():
-        at, n = HOP * int(start[k]), int(may_change[k])
-        tape[rows[k], at:at + n] = played[0][k, :n]
-    return tape, sure
+    # The beginnings of the tapes, as far as they may change: where they lie (B, any)
+    size = HOP * int((cut - start)[may].max() + earlier)
+    size += -size % model.config.token
+    at = HOP * (start - earlier).clamp(min=0)[:, None]
+    beginning = at + torch.arange(size, device=tape.device)
+    beginning = beginning.clamp(max=tape.shape[1] - 1)
+
+    played, hearings = tape.clone(), []
+    for front, back, earlier in HEARINGS:
+        start, cut, end = ends_of(sounds, front, back)
+        rows = (may & ~sure & (end > cut)).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        start, cut, end = (start[rows] - earlier).clamp(min=0), cut[rows], end[rows]
+        wave, may_change, counts = hear_ends(model, tape[rows], lengths[rows], votes,
+                                             start, cut, end)
+        # The beginnings as they would be
+        place = beginning[rows] - HOP * start[:, None]  # in what was played
+        is_new = (place >= 0) & (place < may_change) & counts[:, None]
+        new = wave.gather(1, place.clamp(0, wave.shape[1] - 1))
+        begun = tape.gather(1, beginning)
+        begun[rows] = torch.where(is_new, new, begun[rows])
+        counts = torch.zeros_like(may).index_copy(0, rows, counts)
+        spectrum = model.spectrum.stft(begun)
+        for other, also, before, theirs in hearings:
+            if other != back:
+                agree = change(model, spectrum, theirs) < AGREE
+                k = (counts & also & ~sure & agree).nonzero()[:, 0]
+                played[k] = played[k].scatter(1, beginning[k], before[k])
+                sure[k] = True
+        hearings.append((back, counts, begun, spectrum))
+    return played, sure
 
 
 # --- the conversation ---
@@ -295,16 +322,11 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     going = torch.arange(len(question), device=question.device)  # whose sound still changes
     tries = torch.full_like(lengths, TRIES * (brief and think > 1))
     for _ in range(think):
-        before, n = question, lengths[going]
-        in_vain = tries[going] > 0
-        if in_vain.any():
-            in_vain &= ends_of(question, n, FRONT, MORE)[3] > 0
-        sure = torch.zeros_like(in_vain)
-        for hearing in HEARINGS:
-            question, now = brief_pass(model, question, n, votes, in_vain, *hearing)
-            sure, in_vain = sure | now, in_vain & ~now
-        tries[going[in_vain]] -= 1
-        tries[going[sure]] = TRIES
+        before, n, may = question, lengths[going], tries[going] > 0
+        sure = torch.zeros_like(may)
+        if may.any():
+            question, sure = brief_pass(model, question, n, votes, may)
+        tries[going] = torch.where(sure, TRIES, tries[going] - 1)
         changed, goes_on = sure, sure.clone()
         rows = (~sure).nonzero()[:, 0]
         if len(rows):
