@@ -13,16 +13,16 @@ from prepare import LOUDNESS, LOWEST, SAMPLE_RATE, SPACING, make_rhythm, play_pl
 from tasks import REST, decode
 from transcribe import beside_bin, find_tones, power_of
 
-AGREE = 0.4       # a difference of magnitude between two hearings that is none of tones
+AGREE = 0.3       # a difference of magnitude between two hearings that is none of tones
 DITHER = 0.01     # noise behind what the encoder hears: it was not trained on digital silence
 FAINT = 0.05      # effective amplitude (RMS) under which there is silence between tones
 MARGIN = 0.015    # seconds by which a tone may be longer, at either end, than the scorer finds it
 # How the ends of a long line are heard, until two hearings agree: tones of the beginning, tones of
-# the end, at least two divisors or three, and blocks by which they begin earlier, so that tones
-# lie elsewhere in their tokens
+# the end (two divisors, or three), and blocks by which they begin earlier, so that tones lie
+# elsewhere in their tokens
 HEARINGS = (
-    (6, 8, 0), (7, 12, 0), (6, 8, 2), (7, 12, 2),
-    (10, 8, 0), (11, 12, 0), (10, 8, 3), (11, 12, 3),
+    (6, 8, 0), (9, 12, 0), (6, 8, 2), (9, 12, 2),
+    (10, 8, 0), (13, 12, 0), (10, 8, 3), (13, 12, 3),
 )
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 SHORT_GAP = 0.1   # seconds between tones: what a slow player's gaps are cut down to
@@ -280,13 +280,14 @@ def brief_pass(model, tape, lengths, votes, may):
         begun[rows] = torch.where(is_new, new, begun[rows])
         counts = torch.zeros_like(may).index_copy(0, rows, counts)
         spectrum = model.spectrum.stft(begun)
-        for other, also, before, theirs in hearings:
-            if other != back:
+        for cuts, also, before, theirs in hearings:
+            # A divisor that is cut off by one digit is a tenth of what it was, and looks alike.
+            if abs(cuts[0] - front) >= 3 and cuts[1] != back:
                 agree = change(model, spectrum, theirs) < AGREE
                 k = (counts & also & ~sure & agree).nonzero()[:, 0]
                 played[k] = played[k].scatter(1, beginning[k], before[k])
                 sure[k] = True
-        hearings.append((back, counts, begun, spectrum))
+        hearings.append(((front, back), counts, begun, spectrum))
     return played, sure
 
 

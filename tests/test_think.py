@@ -114,6 +114,26 @@ def test_more_of_the_beginning_is_heard_where_that_was_too_little(monkeypatch):
     assert all(len(text) < 40 for text in heard[:6])
 
 
+@pytest.mark.parametrize('text', [
+    '885915%980%488%245%123%60%30%15%5',  # heard as 885915%30%15%5, or 885915%3%60%30%15%5
+    '98765432109876543%980%488%245%12',
+    '1234567890123456789012345678%90%7',
+])
+def test_what_is_cut_is_not_mistaken_for_another_divisor(monkeypatch, text):
+    """Whoever divides without a mistake, whatever it hears, comes to the right answer."""
+    def next_row(heard):
+        if not heard.strip('%'):
+            raise ValueError
+        return TASKS['mod'].next_line(torch.tensor([encode(heard)]))[0].tolist()
+
+    def vote(model, question, heard, lengths, votes):
+        return called(next_row, question), None
+
+    monkeypatch.setattr(think, 'vote', vote)
+    *_, (answer, _) = conversation(tiny_model(), play_text(text)[None], think=300)
+    assert transcribe(answer) == [TASKS['mod'].solve(text)]
+
+
 def test_a_conversation_hears_the_whole_where_the_ends_say_nothing(monkeypatch):
     """Its last tone goes; then nothing changes any more."""
     model, tape, lengths = asked()
