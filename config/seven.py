@@ -1,4 +1,4 @@
-# One model for all seven tasks; which one is asked, it hears. A quarter of an hour on an H100-class GPU.
+# One model for all seven tasks; which one is asked, it hears. A quarter of an hour on an H200.
 base('multitask')
 tasks = 'mirror,bracket,mod,logic,dyna,filtro,inducto'
 aloud = 'mod,bracket,logic,dyna,filtro'
