@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -211,8 +212,6 @@ def passes(tests, task, path):
     plain(right, xlabel='lines of working that the question takes',
           ylabel='passes that the model used (mean)')
     right.axline((1, 1), slope=1, color='0.7')
-    for ax in other:
-        plain(ax, xlabel='passes of each line, of which most must agree', ylabel='exact match (%)')
     for split in TASKS[task].splits:
         tested = [scores[task].get(split, {}) for scores, _ in seeds if task in scores]
         tested = [found for found in tested if 'by_passes' in found]
@@ -226,9 +225,14 @@ def passes(tests, task, path):
             lines += map(int, found['passes_by_lines'])
             used += found['passes_by_lines'].values()
         right.plot(lines, used, linestyle='none', alpha=0.8)
-        for ax in other:
+    for ax in other:
+        plain(ax, xlabel='passes of each line, of which most must agree', ylabel='exact match (%)')
+        for split in TASKS[task].splits:
             exact = [exact_match(sum(runs.values(), []), task, split) for runs in tests.values()]
-            ax.plot([str(n) for n in tests], [np.mean(x or [np.nan]) for x in exact])
+            voted = [np.mean(x or [np.nan]) for x in exact]
+            if np.isfinite(voted[1:]).any():
+                ax.plot([str(n) for n in tests], voted, label=TASKS[task].said.get(split, split))
+        ax.legend(frameon=False)
     if not left.lines:
         raise ValueError(f"none of these was taught {task} aloud; --task names another task")
     left.legend(frameon=False)
@@ -331,16 +335,17 @@ def robustness(runs, path):
 
 def confusion(runs, path):
     """Draw which symbols were heard for which, in wrong answers of the right length"""
-    known = SYMBOLS + NO_SYMBOL  # in order of pitch
-    counts = np.zeros((len(known), len(known)))
-    for seeds in runs.values():
-        for scores, _ in seeds:
-            for found in scores.values():
-                for pairs in found.values():
-                    for (wanted, heard), n in pairs['confused'].items():
-                        counts[known.index(wanted), known.index(heard)] += n
-    if not counts.any():
+    pairs = Counter()
+    for scores, _ in sum(runs.values(), []):
+        for found in scores.values():
+            for tested in found.values():
+                pairs.update(tested['confused'])
+    if not pairs:
         raise ValueError("in none of their answers is one tone heard for another")
+    known = [s for s in SYMBOLS + NO_SYMBOL if s in ''.join(pairs)]  # in order of pitch
+    counts = np.zeros((len(known), len(known)))
+    for (wanted, heard), n in pairs.items():
+        counts[known.index(wanted), known.index(heard)] += n
     fig = Figure(figsize=(6.4, 5.6), layout='constrained')
     ax = fig.subplots()
     image = ax.imshow(counts, norm=LogNorm(1, counts.max()), cmap='viridis')
