@@ -117,8 +117,7 @@ def first_wrong_line(model, task, lines, sounds, heard, lengths, rhythm):
     to the answer, given its sounds, (1, S) each, the question's first, and what was heard in the
     answers -> dict, with the two sounds"""
     lines = lines + lines[-1:] * len(heard)
-    wrong = [k for k, text in enumerate(heard) if text != lines[k + 1]]
-    k = wrong[0] if wrong else len(heard) - 1
+    k = next((k for k, text in enumerate(heard) if text != lines[k + 1]), len(heard) - 1)
     read = read_logits(model, sounds[k], lengths, rhythm)[0]
     brief = transcribe(sounds[k + 1], 2)[0]
     return {
@@ -169,7 +168,8 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
 
         # Listen to the answers after so many passes; to all of them for a diagnosis.
         answers, heard_at = [], {}
-        for answer, passes in conversation(model, b.question, b.lengths, think, **how or {}):
+        for answer, passes in conversation(model, b.question, b.lengths, think, hurry=not errors,
+                                           **how or {}):
             last = len(heard_at)
             heard_at[last] = transcribe(answer) if errors or last + 1 in by_passes else None
             finished = int((passes < think).sum())

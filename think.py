@@ -64,7 +64,7 @@ def tuned(waves, hertz):
 
 def hurried(waves, lengths):
     """Waveforms (B, S) and their lengths in samples (B,) -> the same; but where most gaps between
-    tones are too long, all are cut down alike, each in its middle"""
+    tones are too long, all that are long are cut down alike, each in its middle"""
     tones = find_tones(waves)
     end = tones.start + tones.length
     gap = tones.start[1:] - end[:-1]
@@ -74,12 +74,13 @@ def hurried(waves, lengths):
     waves, lengths = waves.clone(), lengths.clone()
     for i in slow:
         mine = clip == i
-        half = gap[mine] * (1 - SHORT_GAP / gap[mine].median()) / 2
+        left = gap[mine] * (SHORT_GAP / gap[mine].median())
+        cut = gap[mine] - left.maximum(gap[mine].clamp(max=SHORT_GAP))
         middle = (tones.start[1:] + end[:-1])[mine] / 2
-        stays = ((seconds - middle[:, None]).abs() > half[:, None]).all(0)
-        wave = waves[i, stays]
+        begun, over = (torch.searchsorted(middle + x, seconds) for x in (-cut / 2, cut / 2))
+        wave = waves[i, begun == over]
         waves[i] = F.pad(wave, (0, waves.shape[1] - len(wave)))
-        lengths[i] -= (~stays).sum()
+        lengths[i] = (begun == over)[:lengths[i]].sum()
     return waves[:, :int(lengths.max())] if len(slow) == len(waves) else waves, lengths
 
 
@@ -245,17 +246,18 @@ def hear_ends(model, tape, lengths, votes, start, cut, end):
 
 def brief_pass(model, tape, lengths, votes, may):
     """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
-    (B, S), and for which of them (B,) that counts.
+    (B, S), for which of them (B,) that counts, and which are long enough (B,).
 
-    The ends are heard again and again, with other cuts, until two hearings that differ in how much
-    of the end they hear change the same, near the beginning, and nothing else. All else stays."""
+    The ends are heard again and again, until two hearings, whose cuts at the beginning lie three
+    tones apart, and those at the end too, change the same, near the beginning, and nothing else.
+    All else stays as it was."""
     sure, sounds = torch.zeros_like(may), sounding(tape, lengths)
     front, back, earlier = HEARINGS[-1]
     start, cut, _ = ends_of(sounds, front, back)
     _, least, end = ends_of(sounds, *HEARINGS[1][:2])
     may = may & (end > least)
     if not may.any():
-        return tape, sure
+        return tape, sure, may
     # The beginnings of the tapes, as far as they may change: where they lie (B, any)
     size = HOP * int((cut - start)[may].max() + earlier)
     size += -size % model.config.token
@@ -288,19 +290,21 @@ def brief_pass(model, tape, lengths, votes, may):
                 played[k] = played[k].scatter(1, beginning[k], before[k])
                 sure[k] = True
         hearings.append(((front, back), counts, begun, spectrum))
-    return played, sure
+    return played, sure, may
 
 
 # --- the conversation ---
 
 @torch.inference_mode()
-def conversation(model, question, lengths=None, think=1, votes=1, halting=True, brief=True):
+def conversation(model, question, lengths=None, think=1, votes=1, halting=True, brief=True,
+                 hurry=True):
     """Waveforms (B, S) and their lengths in samples -> after each pass, the answers (B, S), silent
     beyond each length, and how many passes have changed each example, (B,).
 
     The model hears its own answer as the next question, up to `think` passes in all; an example is
     done when the sound that it plays is the sound that it heard, or with halting, if the model can
     tell, when it says so. votes: see vote. brief: of long lines the ends are heard, see brief_pass.
+    hurry: a slow player's gaps are cut down, see hurried.
     """
     n_samples = question.shape[1]
     if lengths is None:
@@ -309,7 +313,8 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     far = off.abs() > OUT_OF_TUNE
     if far.any():  # training has heard less
         question = torch.where(far[:, None], tuned(question, off), question)
-    question, lengths = hurried(question, lengths)
+    if hurry:
+        question, lengths = hurried(question, lengths)
     passes = torch.zeros_like(lengths)
     answer = question.new_zeros(len(question), n_samples)
     question = with_silence(model, question)
@@ -323,11 +328,10 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     going = torch.arange(len(question), device=question.device)  # whose sound still changes
     tries = torch.full_like(lengths, TRIES * (brief and think > 1))
     for _ in range(think):
-        before, n, may = question, lengths[going], tries[going] > 0
-        sure = torch.zeros_like(may)
-        if may.any():
-            question, sure = brief_pass(model, question, n, votes, may)
-        tries[going] = torch.where(sure, TRIES, tries[going] - 1)
+        before, n, sure = question, lengths[going], tries[going] > 0
+        if sure.any():
+            question, sure, tried = brief_pass(model, question, n, votes, sure)
+            tries[going] = torch.where(sure, TRIES, tries[going] - tried.long())
         changed, goes_on = sure, sure.clone()
         rows = (~sure).nonzero()[:, 0]
         if len(rows):

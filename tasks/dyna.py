@@ -158,7 +158,7 @@ def draw(n, generator, device, state=(5, 8), ops=(1, 4), kind='plain', aloud=Fal
     j = (rand(n, ops[1]) * (size - 1)).long()
     j = j + (j >= i)
     i, j = i.minimum(j), i.maximum(j)
-    i = torch.where(turns, i.clamp(min=1), i)
+    i = torch.where(turns, 1 + (rand(n, ops[1]) * (size - 1)).long(), i)
     each = torch.stack([op, ZERO + i, torch.where(turns, REST, ZERO + j)], 2)
     exists = torch.arange(ops[1], device=device) < n_ops
     each = torch.where(exists[:, :, None], each, REST).flatten(1)

@@ -163,6 +163,8 @@ def test_every_rule_and_gate_and_operation_is_trained():
 
     assert set(asked('logic')) == set('ABCDEFGHIJ01?&|^~no')
     assert set(asked('dyna')) >= set('ABCDEFGHIJ01234567?&|^n')
+    states = {(len(state), k) for state, k in re.findall(r'([A-J]{5,})[|^](\d)', asked('dyna'))}
+    assert states >= {(n, str(k)) for n in (5, 6) for k in range(1, n)}
     assert set(asked('filtro')) == set('ABCDEFGHIJ0123456789>?')
     rules = set()
     for text in texts_of(draw('inducto', 'train', 500, gen(7))[0]):

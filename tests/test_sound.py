@@ -6,6 +6,7 @@ $ python -m pytest tests/test_sound.py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prepare
 from conditions import SOUNDS, change
@@ -220,6 +221,20 @@ def test_the_gaps_of_a_slow_player_are_cut_down(noise):
     n = torch.tensor([len(text) for text in texts_of(b.asked)])
     assert torch.equal(lengths < slow.lengths - 4000 * (n - 1), n > 1)
     assert transcribe(short) == transcribe(slow.question) == texts_of(b.asked)
+    # What lies behind its length counts for nothing.
+    ends = torch.full_like(lengths, 8000)
+    assert (hurried(slow.question, ends)[1] > 0).all()
+
+
+def test_a_slow_player_s_short_gaps_stay():
+    text = '((()))()'
+    rhythm = make_rhythm(1, len(text), gen())
+    start = (torch.tensor([0.03, 2, 2, 0.03, 2, 2, 2]) + 0.1).cumsum(0)
+    rhythm = rhythm._replace(start=F.pad(start, (1, 0))[None], end=F.pad(start, (0, 1), value=12))
+    rhythm = rhythm._replace(length=torch.full_like(rhythm.start, 0.1), end=rhythm.end[None])
+    wave = play(torch.tensor([encode(text)]), rhythm, 200000)
+    short, lengths = hurried(wave, torch.tensor([200000]))
+    assert lengths < 60000 and transcribe(wave) == transcribe(short) == [text]
 
 
 def test_who_is_not_slow_is_left_alone():
