@@ -70,6 +70,8 @@ def hurried(waves, lengths):
     gap = tones.start[1:] - end[:-1]
     clip = torch.where(tones.clip[1:] == tones.clip[:-1], tones.clip[1:], -1)
     slow = [i for i in clip.unique().tolist() if i >= 0 and gap[clip == i].median() > SLOW]
+    if not slow:
+        return waves, lengths
     seconds = torch.arange(waves.shape[1], device=end.device) / SAMPLE_RATE
     waves, lengths = waves.clone(), lengths.clone()
     for i in slow:
@@ -264,6 +266,7 @@ def brief_pass(model, tape, lengths, votes, may):
     at = HOP * (start - earlier).clamp(min=0)[:, None]
     beginning = at + torch.arange(size, device=tape.device)
     beginning = beginning.clamp(max=tape.shape[1] - 1)
+    old = tape.gather(1, beginning)
 
     played, hearings = tape.clone(), []
     for front, back, earlier in HEARINGS:
@@ -278,8 +281,7 @@ def brief_pass(model, tape, lengths, votes, may):
         place = beginning[rows] - HOP * start[:, None]  # in what was played
         is_new = (place >= 0) & (place < may_change) & counts[:, None]
         new = wave.gather(1, place.clamp(0, wave.shape[1] - 1))
-        begun = tape.gather(1, beginning)
-        begun[rows] = torch.where(is_new, new, begun[rows])
+        begun = old.index_copy(0, rows, torch.where(is_new, new, old[rows]))
         counts = torch.zeros_like(may).index_copy(0, rows, counts)
         spectrum = model.spectrum.stft(begun)
         for cuts, also, before, theirs in hearings:
