@@ -3,3 +3,9 @@ base('logic')
 tasks = 'dyna'
 aloud = 'dyna'
 pauses = '6'
+replay = 0.25
+muon = True
+learning_rate = 2e-3
+max_iters = 18400
+lr_decay_iters = 18400
+eval_interval = 8000
