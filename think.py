@@ -24,6 +24,7 @@ HEARINGS = (
     (6, 8, 0), (9, 12, 0), (6, 8, 2), (9, 12, 2),
     (10, 8, 0), (13, 12, 0), (10, 8, 3), (13, 12, 3),
 )
+LEAD = 1.0        # seconds of silence in front of the first tone that are heard, at most
 OUT_OF_TUNE = 25  # Hz by which a recording may be off pitch before it is tuned
 SHORT_GAP = 0.1   # seconds between tones: what a slow player's gaps are cut down to
 SLOW = 0.25       # seconds from which on most gaps of a recording are too long
@@ -232,6 +233,21 @@ def joined(tape, lengths, start, cut, end):
     return parts.flatten(1), size[:, 0] * HOP
 
 
+def silent_lead(tape, lengths, token):
+    """Waveforms (B, S) and their lengths -> how many samples, whole tokens, in front of the first
+    tone need not be heard, (B,): what is left of a long question lies behind much silence"""
+    sounds = sounding(tape, lengths)
+    first = sounds.int().argmax(1) * HOP - int(LEAD * SAMPLE_RATE)
+    return first.clamp(min=0) // token * token
+
+
+def begun_later(waves, samples):
+    """Waveforms (B, S), each begun so many samples (B,) later, or earlier if these are negative"""
+    S = waves.shape[1]
+    at = torch.arange(S, device=waves.device) + samples[:, None]
+    return waves.gather(1, at.clamp(0, S - 1)) * ((at >= 0) & (at < S))
+
+
 def hear_ends(model, tape, lengths, votes, start, cut, end):
     """One pass of the ends of waveforms, as in ends_of -> what is played (B, any), how much of it,
     in samples, may change (B, 1), and whether it changes there, and nowhere else (B,)"""
@@ -337,8 +353,12 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
         changed, goes_on = sure, sure.clone()
         rows = (~sure).nonzero()[:, 0]
         if len(rows):
-            heard = model.spectrum.stft(before[rows]) if heard is None else heard[rows]
-            wave, halt = vote(model, before[rows], heard, n[rows], votes)
+            whole, n = before[rows], n[rows]
+            skip = silent_lead(whole, n, model.config.token)
+            if skip.any():
+                whole, heard = begun_later(whole, skip), None
+            heard = model.spectrum.stft(whole) if heard is None else heard[rows]
+            wave, halt = vote(model, whole, heard, n - skip, votes)
             if model.tool:
                 wave = called(model.tool, wave)
             spectrum = model.spectrum.stft(wave)
@@ -346,13 +366,15 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
             goes_on[rows] = changed[rows]
             if halting and halt is not None:
                 goes_on[rows] &= halt < 0
+            if skip.any():
+                wave = begun_later(wave, -skip)
             question = wave if len(rows) == len(going) else question.index_copy(0, rows, wave)
         passes[going[changed]] += 1
         played = F.pad(question, (0, n_samples - question.shape[1]))
         answer = answer.index_copy(0, going, played)
         yield answer, passes
         # What was just played need not be analysed again.
-        heard = spectrum[goes_on] if len(rows) == len(going) else None
+        heard = spectrum[goes_on] if len(rows) == len(going) and not skip.any() else None
         question, going = question[goes_on], going[goes_on]
         if think == 1 or not len(going):
             break

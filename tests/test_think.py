@@ -151,6 +151,24 @@ def test_a_conversation_hears_the_whole_where_the_ends_say_nothing(monkeypatch):
     assert len(heard) == 2 < len(whole)
 
 
+@pytest.mark.parametrize('lead, heard_at', [(0.3, 0.3), (20, think.LEAD)])
+def test_silence_in_front_is_not_heard_and_moves_nothing(monkeypatch, lead, heard_at):
+    """Tones are heard from a second of silence on, and the answer sounds where they did."""
+    model, begun = tiny_model(), []
+    wave = torch.nn.functional.pad(play_text('98%7'), (int(16000 * lead), 0))[None]
+
+    def change(wave, tones):
+        begun.append(float(tones.start[0]))
+        return silent(wave, tones, 0) if transcribe(wave)[0].startswith('9') else wave
+
+    plays(monkeypatch, change)
+    *_, (answer, passes) = conversation(model, wave, think=3)
+    assert begun[0] == pytest.approx(heard_at, abs=0.08)
+    left = find_tones(wave).start[1:]
+    assert transcribe(answer) == ['8%7'] and passes.tolist() == [1]
+    torch.testing.assert_close(find_tones(answer).start, left, atol=0.002, rtol=0)
+
+
 # --- a tool ---
 
 @pytest.mark.parametrize('played, heard', [
