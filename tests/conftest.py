@@ -2,6 +2,7 @@
 Fixtures that several files of tests use.
 """
 import os
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from tests.helpers import TRAIN, path_of, run_here
 # One thread a process: the tests run side by side, and threads would wait for one another.
 os.environ['OMP_NUM_THREADS'] = '1'
 torch.set_num_threads(1)
+# A shell starts what runs in its background deaf to Ctrl-C, and the tests' own programs with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
