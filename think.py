@@ -241,8 +241,8 @@ def silent_lead(tape, lengths, token):
     return first.clamp(min=0) // token * token
 
 
-def begun_later(waves, samples):
-    """Waveforms (B, S), each begun so many samples (B,) later, or earlier if these are negative"""
+def moved_up(waves, samples):
+    """Waveforms (B, S) in which all sounds so many samples (B,) earlier, or later if negative"""
     S = waves.shape[1]
     at = torch.arange(S, device=waves.device) + samples[:, None]
     return waves.gather(1, at.clamp(0, S - 1)) * ((at >= 0) & (at < S))
@@ -355,8 +355,9 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
         if len(rows):
             whole, n = before[rows], n[rows]
             skip = silent_lead(whole, n, model.config.token)
-            if skip.any():
-                whole, heard = begun_later(whole, skip), None
+            skips = bool(skip.any())
+            if skips:
+                whole, heard = moved_up(whole, skip), None
             heard = model.spectrum.stft(whole) if heard is None else heard[rows]
             wave, halt = vote(model, whole, heard, n - skip, votes)
             if model.tool:
@@ -366,15 +367,15 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
             goes_on[rows] = changed[rows]
             if halting and halt is not None:
                 goes_on[rows] &= halt < 0
-            if skip.any():
-                wave = begun_later(wave, -skip)
+            if skips:
+                wave = moved_up(wave, -skip)
             question = wave if len(rows) == len(going) else question.index_copy(0, rows, wave)
         passes[going[changed]] += 1
         played = F.pad(question, (0, n_samples - question.shape[1]))
         answer = answer.index_copy(0, going, played)
         yield answer, passes
         # What was just played need not be analysed again.
-        heard = spectrum[goes_on] if len(rows) == len(going) and not skip.any() else None
+        heard = spectrum[goes_on] if len(rows) == len(going) and not skips else None
         question, going = question[goes_on], going[goes_on]
         if think == 1 or not len(going):
             break
