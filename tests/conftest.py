@@ -12,8 +12,11 @@ from tests.helpers import TRAIN, path_of, run_here
 # One thread a process: the tests run side by side, and threads would wait for one another.
 os.environ['OMP_NUM_THREADS'] = '1'
 torch.set_num_threads(1)
-# A shell starts what runs in its background deaf to Ctrl-C, and the tests' own programs with it.
+# A shell's background is deaf to Ctrl-C, and what nohup starts to a terminal that closes; so the
+# tests' own programs would be, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, 'SIGHUP'):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope='session')
