@@ -300,14 +300,17 @@ def run_config(path):
 def show_help(settings, keys):
     """A script's docstring, and each setting's line with its comment; train.py's settings of the
     model have theirs in model.py"""
-    source = ''
-    for path in (settings['__file__'], os.path.join(HERE, 'model.py')):
-        with open(path, encoding='utf-8') as f:
-            source += f.read()
+    with open(settings['__file__'], encoding='utf-8') as f:
+        script = f.read()
+    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
+        fields = f.read()
+    # Functions may have variables of the same names.
+    indented = script.partition('\nif __name__')[2] + fields
     print(settings['__doc__'].strip() + '\n\nsettings:')
     for key in keys:
-        line = re.search(rf'^ *{key}(: \w+)? *= *(.*)$', source, re.M)
-        print(f"  --{key}={line.group(2) if line else settings[key]}")
+        line = (re.search(rf'^{key} = (.*)$', script, re.M)
+                or re.search(rf'^    {key}(?:: \w+)? = (.*)$', indented, re.M))
+        print(f"  --{key}={line.group(1) if line else settings[key]}")
 
 
 def configure(settings, argv=None):

@@ -3,6 +3,7 @@ Config files and flags: what the configurator takes and refuses, and that every 
 
 $ python -m pytest tests/test_settings.py
 """
+import ast
 import glob
 import json
 import os
@@ -228,6 +229,8 @@ def test_every_script_has_help(script, capsys):
     assert f'$ python {script}' in text
     usage, listed = text.split('\nsettings:\n')
     assert re.search(r'^  --\w+=.*  # ', listed, re.M)
+    for value in re.findall(r'^  --\w+=(.*?)(?:  # .*)?$', listed, re.M):
+        ast.literal_eval(value.strip())  # not what a function's variable of the same name is
 
 
 def test_help_of_train_lists_the_settings_of_the_model(capsys):
