@@ -9,7 +9,7 @@ import pytest
 
 from files import write_wav
 from prepare import play_text
-from tests.helpers import is_png, output
+from tests.helpers import is_png, output, path_of
 
 
 def release(capsys, script, *flags):
@@ -42,6 +42,23 @@ def test_what_is_asked_is_answered(flags, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert says in release(capsys, 'sample.py', *flags)
     assert (tmp_path / 'out' / 'release' / 'samples' / 'index.html').exists()
+
+
+@pytest.mark.parametrize('question, answer', [
+    ('FHKALL', 'FHKALL'),
+    ('(()())', 'V'),
+    ('987%325%7', '5'),
+    ('C1D0E1I&CDG&EIF^GC?F', '1'),
+    ('DJAGEn34^4&23?2', 'A'),
+    ('B>E5>7E>F8>1?B2', 'F'),
+    ('BDJH>BJ?IJA>IA?AJCG>', 'AC'),
+])
+def test_the_other_weights_know_seven_tasks(question, answer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = path_of('assets/seven.safetensors')
+    text = output(capsys, 'sample.py', f'--init_from={weights}', '--device=cpu',
+                  f'--start={question}')
+    assert re.search(f'wanted {answer}, heard {answer}(:|$)', text, re.M)
 
 
 def test_a_long_number_is_divided(tmp_path, monkeypatch, capsys):
