@@ -1,5 +1,5 @@
 """
-What stands where, after a row of operations?
+What stands at 2, when 1 to 3 of DJAGE are turned around, and then all goes left by 2?
 
     D J A G E n 1 3 ^ 2 ? 2  ->  . . . . . . . . . . . E
 

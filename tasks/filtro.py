@@ -1,5 +1,5 @@
 """
-Where does a path lead? Edges of two graphs, one of letters and one of digits, in any order.
+Where do two steps from F lead? Edges of two graphs, one of letters and one of digits, in any order.
 
     F > E 5 > 7 E > H 8 > 5 ? F 2  ->  . . . . . . . . . . . . . . H
 

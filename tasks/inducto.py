@@ -1,8 +1,9 @@
 """
-Which rule? Examples of it, and then what it is to be done with. The answer follows.
+If BDJH becomes HJDB, and IJA becomes AJI, what becomes of AJC? Examples of a rule, and what it is
+to be done with. The answer follows.
 
-    B D J > J D B ? I J A > A J I ? A C > . . . . .
-    . . . . . . . . . . . . . . . . . . . . . . C A
+    B D J H > H J D B ? I J A > A J I ? A J C > . . . . .
+    . . . . . . . . . . . . . . . . . . . . . . . . C J A
 
 The rule is one of sixteen, at three levels, drawn anew for each question. The answer ends with the
 last of five slots, so that nobody can tell its length from the question's.

@@ -1,5 +1,6 @@
 """
-What does a circuit put out? Inputs and their values, gates in order, and which of them is asked.
+What is G, where C is 1, D is 0, I is C & D and G is C | I? Inputs and their values, gates in order,
+and which of them is asked.
 
     C 1 D 0 I & C D G | C I ? G  ->  . . . . . . . . . . . . . 1
 
