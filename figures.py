@@ -329,7 +329,8 @@ def robustness(runs, path):
         if sounds == OTHERS:
             ax.tick_params(axis='x', labelrotation=60)
     fig.supylabel('exact match (%)', fontsize=10)
-    fig.axes[3].legend(frameon=False)
+    tasks = fig.axes[0].get_legend_handles_labels()
+    fig.legend(*tasks, loc='outside upper center', frameon=False, ncols=len(COLORS))
     save(fig, path)
 
 
