@@ -36,6 +36,7 @@ def test_accuracy_depends_on_the_tones_alone(sound, tmp_path, monkeypatch, capsy
     (['--start=0098'], 'wanted 0098, heard 0098'),
     (['--start=CABB'], 'asked CABB, wanted CABB, heard CABB\n'),
     (['--start=LKLK'], 'heard LKLK'),
+    (['--start=' + 40 * 'CABE'], 'heard ' + 40 * 'CABE'),
     (['--start=((((()))))', '--think=2'], 'not finished'),
 ])
 def test_what_is_asked_is_answered(flags, says, tmp_path, monkeypatch, capsys):
