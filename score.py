@@ -255,8 +255,7 @@ def write_errors(mistakes, folder, name):
     path = os.path.join(folder, name + '.jsonl')
     text = ''.join(json.dumps(m) + '\n' for m in mistakes).encode()
     write_ours(path, lambda f: f.write(text))
-    print(f"\nwrote {len(mistakes)} mistakes to {path}, the sounds of the first ones to "
-          f"{os.path.join(folder, name)}")
+    print(f"\nwrote {len(mistakes)} mistakes to {path}, the first ones' sounds to {folder}/{name}")
 
     def count(rows, key):
         most = Counter(r[key] for r in rows if key in r).most_common(6)
@@ -341,6 +340,7 @@ def hear_file(path, verbose, named):
 if __name__ == '__main__':
     out_dir = 'out/mirror'  # folder of the checkpoint, and of scores.json
     init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
+    tasks = ''              # some of its tasks, to look at; '' asks all and writes the results
     num_samples = 1000      # questions of each split
     split = 'all'           # or one of them, such as ood_length; or lengths
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
@@ -369,7 +369,8 @@ if __name__ == '__main__':
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
         model.tool = model.tool if tool else None
         trained_on = checkpoint['config']
-        names = configurator.names_of(trained_on, 'tasks', TASKS)
+        known = configurator.names_of(trained_on, 'tasks', TASKS)
+        names = configurator.names_of(globals(), 'tasks', known) or known
         tests = {task: tests_of(task, split, sound) for task in names}
     except ValueError as e:
         fail(e)
@@ -379,9 +380,9 @@ if __name__ == '__main__':
     # Where the results go: a longer test is never replaced by a shorter one.
     folder = results_of(out_dir, init_from)
     kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
-    kind = kinds.get((split, sound), '')
+    kind = '' if tasks else kinds.get((split, sound), '')
     kind += f'_votes{votes}' if kind and votes > 1 else ''
-    named = '_'.join(['errors', *[x for x in (split, sound) if x not in ('all', 'clean')]])
+    named = '_'.join(x for x in ('errors', split, sound, tasks) if x not in ('all', 'clean', ''))
     longest, suffix = 0, ''
     if kind:
         longest = asked_before(os.path.join(folder, kind + '.json'))
@@ -389,8 +390,7 @@ if __name__ == '__main__':
         longest = 1000  # perhaps: mistakes do not tell
     if num_samples < longest:
         suffix = f'_{num_samples}'
-        print(f"results go to files whose names end in {suffix}: there are some of {longest:,} "
-              "questions each")
+        print(f"results go to files with {suffix}: there are some of {longest:,} questions each")
 
     how = {'votes': votes, 'brief': brief, 'halting': halting}
     # What is done already is kept beside the results until all is done.

@@ -1,5 +1,5 @@
 # One model for all seven tasks; which one is asked, it hears. Twenty minutes on an H200, best from
-# weights of the first three: --init_from=release.
+# weights of the first three: --init_from=out/multitask.
 base('multitask')
 tasks = 'mirror,bracket,mod,logic,dyna,filtro,inducto'
 aloud = 'mod,bracket,logic,dyna,filtro'
