@@ -7,6 +7,7 @@ suggest, so a slow player is given more time. Clicks, noise and speech are no to
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from files import STREAM_BLOCK
@@ -18,6 +19,7 @@ WAIT = 0.3        # seconds of silence that end a question, at least
 PATIENCE = 2.0    # or as many times the longest of its last gaps,
 LONGEST_WAIT = 1.5  # at most
 FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
+ROOM = 1.2        # seconds of silence behind a question: some tasks are answered there
 AHEAD = 0.2       # seconds before the end of the wait the model begins to think
 LOOK = 4.0        # seconds of the stream in which tones are looked for
 LONGEST = 60.0    # seconds of a question
@@ -106,6 +108,11 @@ def is_question(sound):
     return not tones.voiced[0] and bool(tones.length.median() > SHORTEST)
 
 
+def with_room(sound):
+    """A question (S,) as it was recorded -> with silence behind it, for an answer that stands there"""
+    return F.pad(sound, (0, round(ROOM * SAMPLE_RATE)))
+
+
 def conversations(model, blocks, think):
     """Blocks of sound -> after each of them what was Heard, and None or, if that was a question,
     the answers of every pass (1, S) and how many passes changed something"""
@@ -115,7 +122,7 @@ def conversations(model, blocks, think):
         if heard.quiet < heard.wait - AHEAD:
             thought = None
         elif thought is None and is_question(heard.sound):
-            question = heard.sound[None].to(model.start.device)
+            question = with_room(heard.sound)[None].to(model.start.device)
             thought = converse(model, question, think=think)
         yield heard, thought if heard.is_over else None
         if heard.is_over:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from checkpoint import load_checkpoint, results_of
 from figures import spectrogram
 from files import STREAM_BLOCK, read_stream, read_wav, write_wav
-from listen import WAIT, conversations, first_question, skip
+from listen import WAIT, conversations, first_question, skip, with_room
 from prepare import SAMPLE_RATE, play_text, split_batches
 from results import fresh_folder, hold, note_as_ours, write_ours
 from tasks import TASKS, decode, solve, split_names, task_of
@@ -102,6 +102,7 @@ try:
             wave = read_wav(wav)
         if not len(wave) or wave.abs().max() < 1e-4:
             fail(f"{wav}: nothing can be heard in it")
+        wave = with_room(wave)
         if start:
             questions.append((wave, start, wanted))
         else:

@@ -1,4 +1,4 @@
-# All three tasks, but remainders with a calculator, which the model learns to call.
+# The first three tasks, but remainders with a calculator, which the model learns to call.
 base('multitask')
 tasks = 'mirror,bracket,calculator'
 aloud = 'calculator,bracket'

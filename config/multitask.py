@@ -1,4 +1,4 @@
-# One model for all three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
+# One model for the first three tasks; which one is asked, it hears. Minutes on an H100-class GPU.
 tasks = 'mirror,bracket,mod'
 aloud = 'mod,bracket'
 pauses = '0,24,7'

@@ -84,6 +84,17 @@ def test_a_recording_is_answered_however_faint(gain, tmp_path, monkeypatch, caps
     assert 'the scorer heard 987%65%7 asked, and 5 answered' in text
 
 
+@pytest.mark.parametrize('flag', ['--listen=false', '--listen=true'])
+def test_an_answer_behind_the_question_is_heard_without_silence_there(flag, tmp_path, monkeypatch,
+                                                                      capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, (asked, answer) in enumerate([('BDJH>BJ?IJA>IA?AJCG>', 'AC'),
+                                            ('BDJH>HJDB?IJA>AJI?AJC>', 'CJA')]):
+        write_wav('recording.wav', play_text(asked, seed))
+        text = release(capsys, 'sample.py', '--wav=recording.wav', flag)
+        assert re.search(rf'{re.escape(asked)} asked, and {answer} answered', text), text
+
+
 def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):
     path = tmp_path / 'counting.png'
     text = output(capsys, 'inside.py', 'counting', 'release', f'--out={path}',
