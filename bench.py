@@ -380,7 +380,7 @@ def bench_digits():
 
 
 def stream_of_questions():
-    """iid questions of all tasks, at 0 to 20 dB over white noise and 1 to 3 s apart -> the sound
+    """iid questions of three tasks, at 0 to 20 dB over white noise and 1 to 3 s apart -> the sound
     (S,), the second in which each question begins, and the right answers"""
     g = torch.Generator().manual_seed(0)
     drawn = []

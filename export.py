@@ -30,6 +30,7 @@ import torch
 
 import prepare
 from checkpoint import load_checkpoint
+from listen import ROOM
 from model import Mamba2, MiniJMamba
 from results import hold, must_be_ours, note_as_ours, write_json
 from tasks import SYMBOLS, TASKS
@@ -193,6 +194,7 @@ def settings_of(model, tasks, aloud):
         'loudness': prepare.LOUDNESS,
         'rate': prepare.SAMPLE_RATE,
         'token': model.config.token,  # samples
+        'room': ROOM,                 # seconds, behind a recording
         'longest': LONGEST,
         'passes': PASSES if aloud else 1,
         'change': TONE,               # under which a sound counts as the same

@@ -19,7 +19,7 @@ WAIT = 0.3        # seconds of silence that end a question, at least
 PATIENCE = 2.0    # or as many times the longest of its last gaps,
 LONGEST_WAIT = 1.5  # at most
 FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
-ROOM = 1.2        # seconds of silence behind a question: some tasks are answered there
+ROOM = 2.0        # seconds of silence behind a question: some tasks are answered there
 AHEAD = 0.2       # seconds before the end of the wait the model begins to think
 LOOK = 4.0        # seconds of the stream in which tones are looked for
 LONGEST = 60.0    # seconds of a question
@@ -109,7 +109,7 @@ def is_question(sound):
 
 
 def with_room(sound):
-    """A question (S,) as it was recorded -> with silence behind it, for an answer that stands there"""
+    """A recorded question (S,) -> with silence behind it, for an answer that stands there"""
     return F.pad(sound, (0, round(ROOM * SAMPLE_RATE)))
 
 

@@ -1,11 +1,11 @@
 # A head that says that the answer is played, for weights that have none. Minutes on a laptop.
-base('multitask')
+base('seven')
 init_from = 'release'
 halting = True
 learns = 'halt'
 replay = 0.0
 muon = False
-mix = '1,2,5'
+mix = '1,2,5,2,2,2,1'
 batch_size = 32
 learning_rate = 3e-2
 min_lr = 1e-4

@@ -220,7 +220,10 @@ async function askFile(blob) {
   const sounds = frames.map((frame) => symbolIn(frame, loudest) !== '');
   if (!sounds.includes(true)) throw new Sentence('Nothing can be heard in it.');
   const begin = Math.max(0, sounds.indexOf(true) - 3) * HOP;
-  const question = wave.slice(begin, (sounds.lastIndexOf(true) + 6) * HOP);
+  const played = wave.slice(begin, (sounds.lastIndexOf(true) + 6) * HOP);
+  // Some tasks are answered in the silence behind a question.
+  const question = new Float32Array(played.length + settings.room * settings.rate);
+  question.set(played);
   $('link').hidden = true;
   ask(question, transcribe(spectrumOf(question)) || 'a sound');
 }

@@ -352,18 +352,26 @@ def test_it_fits_a_telephone(page, address):
     assert page.evaluate('document.documentElement.scrollWidth') <= 400
 
 
-def test_a_recording_is_answered(page, recording):
+def choose_file(page, path):
     root = page.send('DOM.getDocument')['root']['nodeId']
     chosen = page.send('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
-    page.send('DOM.setFileInputFiles', nodeId=chosen, files=[str(recording)])
+    page.send('DOM.setFileInputFiles', nodeId=chosen, files=[str(path)])
+
+
+def test_a_recording_is_answered(page, recording):
+    choose_file(page, recording)
     page.wait_for('said', 'Asked 7%3, it plays 1')
+
+
+def test_a_recording_that_ends_at_once_is_answered_behind_its_end(page, tmp_path):
+    write_wav(tmp_path / 'question.wav', play_text('BDJH>BJ?IJA>IA?AJCG>'))
+    choose_file(page, tmp_path / 'question.wav')
+    page.wait_for('said', 'it plays AC after')
 
 
 def test_a_file_without_sound_is_said_to_be_one(page, tmp_path):
     (tmp_path / 'not.wav').write_text('no sound')
-    root = page.send('DOM.getDocument')['root']['nodeId']
-    chosen = page.send('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
-    page.send('DOM.setFileInputFiles', nodeId=chosen, files=[str(tmp_path / 'not.wav')])
+    choose_file(page, tmp_path / 'not.wav')
     page.wait_for('said', 'holds no sound')
 
 
