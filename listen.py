@@ -113,6 +113,13 @@ def with_room(sound):
     return F.pad(sound, (0, round(ROOM * SAMPLE_RATE)))
 
 
+def without_room(answer, question):
+    """An answer (S,) without the silence behind its question (S,) in which nothing is played"""
+    sounds = answer[len(question):].abs() > 1e-3
+    places = torch.arange(1, len(sounds) + 1)
+    return answer[:len(question) + int((sounds * places).amax())]
+
+
 def conversations(model, blocks, think):
     """Blocks of sound -> after each of them what was Heard, and None or, if that was a question,
     the answers of every pass (1, S) and how many passes changed something"""

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from checkpoint import load_checkpoint, results_of
 from figures import spectrogram
 from files import STREAM_BLOCK, read_stream, read_wav, write_wav
-from listen import WAIT, conversations, first_question, skip, with_room
+from listen import WAIT, conversations, first_question, skip, with_room, without_room
 from prepare import SAMPLE_RATE, play_text, split_batches
 from results import fresh_folder, hold, note_as_ours, write_ours
 from tasks import TASKS, decode, solve, split_names, task_of
@@ -147,7 +147,7 @@ def answer_stream(blocks):
     for heard, thought in conversations(model, blocks, passes_at_most):
         if not thought:
             continue
-        answer = thought[0][-1][0].cpu()
+        answer = without_room(thought[0][-1][0].cpu(), heard.sound)
         number = '000' if play else f'{n:03d}'  # what has been played need not be kept
         save(number + '_question', heard.sound)
         path = save(number + '_answer', answer) + '.wav'

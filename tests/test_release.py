@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from files import write_wav
+from files import read_wav, write_wav
 from prepare import play_text
 from tests.helpers import is_png, output
 
@@ -52,6 +52,7 @@ def test_puzzles_depend_on_the_tones_alone(sound, tmp_path, monkeypatch, capsys)
     (['--start=0098'], 'wanted 0098, heard 0098'),
     (['--start=CABB'], 'asked CABB, wanted CABB, heard CABB\n'),
     (['--start=LKLK'], 'heard LKLK'),
+    (['--start=FHKALL'], 'wanted FHKALL, heard FHKALL\n'),
     (['--start=' + 40 * 'CABE'], 'heard ' + 40 * 'CABE'),
     (['--start=((((()))))', '--think=2'], 'not finished'),
     (['--start=C1D0E1I&CDG&EIF^GC?F'], 'wanted 1, heard 1: C1D0E1I&CDG&EIF^GC?F -> '),
@@ -93,6 +94,15 @@ def test_an_answer_behind_the_question_is_heard_without_silence_there(flag, tmp_
         write_wav('recording.wav', play_text(asked, seed))
         text = release(capsys, 'sample.py', '--wav=recording.wav', flag)
         assert re.search(rf'{re.escape(asked)} asked, and {answer} answered', text), text
+
+
+def test_no_silence_is_played_behind_an_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_wav('recording.wav', play_text('987%65%7'))
+    assert 'and 5 answered' in release(capsys, 'sample.py', '--wav=recording.wav', '--listen=true')
+    question, answer = (read_wav(f'out/release/samples/000_{name}.wav')
+                        for name in ('question', 'answer'))
+    assert len(answer) == len(question)
 
 
 def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):
