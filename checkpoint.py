@@ -17,9 +17,9 @@ from configurator import HERE, configure, fail
 # isort: split
 import torch
 
-from baselines import make_model
+from lab.baselines import make_model
 from model import JMambaConfig
-from results import write_whole
+from system import write_whole
 from tasks import tool_of
 
 RELEASE = os.path.join(HERE, 'assets', 'release.safetensors')

@@ -1,40 +1,32 @@
 """
-Config files and flags over a script's globals, as in nanoGPT:
+Config files and flags over a script's settings, as in nanoGPT:
 
 $ python train.py config/mirror.py --batch_size=32
 
-The script's own settings are its lower-case globals of type int, float, bool or str at the time of
-the call. A config file is Python that assigns to them; it may import and define functions, other
-names must begin with _, and base('mod') applies config/mod.py first. A --key=value overrides what
-stands before it on the line. Files and flags are held to the same rules: the key must exist, and
-the value must have the type of the default (an int will do for a float). Anything else ends the
-script with one line and exit code 2. --help prints the settings with their comments.
+A script's settings are its lower-case globals of type int, float, bool or str. They stand at its
+top, above `import torch`, which takes seconds, and are followed by
 
-A script imports this module first: --help and mistakes on the command line are then answered before
-torch is imported, which takes seconds.
+    config = configure(globals())
+
+A config file is Python that assigns to settings; it may import and define functions, its other
+names begin with _, and base('mod') applies config/mod.py first. A --key=value overrides what stands
+before it on the line. Files and flags are held to the same rules: the key must exist, and the value
+must have the type of the default (an int will do for a float). Anything else ends the script with
+one line and exit code 2. --help prints the settings as they stand in the script.
+
+Where the script is only imported, nothing of all this happens.
 """
-import ast
-import atexit
 import difflib
-import errno
-import io
-import math
 import os
 import re
-import shlex
 import signal
-import subprocess
 import sys
-import time
 import types
-from contextlib import contextmanager, suppress
-
-if sys.version_info < (3, 10):
-    sys.exit(f"Jericho needs Python 3.10 or later; this is {sys.version.split()[0]}")
-os.environ['MPLBACKEND'] = 'agg'  # pictures are only written, whatever that was set to
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
+KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}
+WORDS = {'true': True, 'false': False}
 
 
 def fail(message, code=2):
@@ -87,195 +79,25 @@ def for_each(settings, key, names, kind):
          f"not {settings[key]!r}")
 
 
-def pick_device(device):
-    """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
-    The script ends if the one asked for is not there."""
-    import torch  # which --help and mistakes on the command line need not wait for
-    # No more threads than a container is allowed cores: others only take time from one another.
-    try:
-        with open('/sys/fs/cgroup/cpu.max') as f:
-            share, period = map(int, f.read().split())
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), share // period)))
-    except (OSError, ValueError):  # there is no limit
-        pass
-    if device == 'auto':
-        there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
-        device = next((name for name in there if there[name]), 'cpu')
-    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        if device != 'cpu':  # which has no number
-            torch.Generator(device)
-            torch.empty(1, device=device)
-            if device.startswith('cpu'):
-                raise RuntimeError
-    except (RuntimeError, AssertionError):
-        fail(f"there is no device {device!r} here; use auto, cpu, cuda or mps")
-    if device.startswith('cuda:'):
-        torch.cuda.set_device(device)
-    return device
-
-
-def pick_dtype(dtype, kind):
-    """'auto' is bfloat16 where a GPU has it; the choice is printed."""
-    import torch
-    if dtype == 'auto':
-        has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = 'bfloat16' if has_bf16 else 'float32'
-        no_bf16 = "this GPU has no bfloat16" if kind == 'cuda' else f"{kind} gains little from less"
-        why = "the GPU has it" if has_bf16 else no_bf16
-        print(f"dtype {dtype}: {why}")
-    return dtype
-
-
-def run_name(tasks, seed):
-    """What a run's folder is called: its config file, or else its tasks; and the seed"""
-    name = tasks
-    files = [a for a in sys.argv[1:] if not a.startswith('-')]
-    if files:
-        path = os.path.splitext(os.path.abspath(files[-1]))[0]
-        name = os.path.relpath(path, os.path.join(HERE, 'config'))
-        if name.startswith(os.pardir):  # the file lies elsewhere
-            name = os.path.basename(path)
-    return name if seed == 1337 else f'{name}_s{seed}'
-
-
-def run_script(script, *flags):
-    """Run one of the other scripts; if it fails, end as it did"""
-    for number in caught():
-        signal.signal(number, signal.SIG_DFL)
-    print(f"\n$ python {script} {shlex.join(flags)}", flush=True)
-    code = subprocess.run([sys.executable, os.path.join(HERE, script), *flags]).returncode
-    if code:
-        sys.exit(code if code > 0 else 128 - code)
-
-
-# --- ends ---
-
-class Output(io.TextIOWrapper):
-    """Standard output or error of a script. If nobody reads the output any more, or there is no
-    room for it, the script ends without a traceback, as other programs do; training, which has
-    called catch_signals, saves its state first."""
-
-    def write(self, text):
-        try:
-            return super().write(text)
-        except OSError as e:
-            self.give_up(e)
-        return len(text)
-
-    def flush(self):
-        try:
-            super().flush()
-        except OSError as e:
-            self.give_up(e)
-
-    def give_up(self, e):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # what is left to print goes there
-        os.close(nowhere)
-        if self.fileno() == 2:  # who cannot be told of mistakes may still read the output
-            return
-        code = 128 + signal.SIGPIPE
-        if e.errno not in (errno.EPIPE, errno.EIO):
-            print(f"cannot write to standard output: {e.strerror}", file=sys.stderr)
-            code = 1
-        if ends is None:
-            raise SystemExit(code)
-        ends.append(code)
-
-
-ends = None  # after catch_signals: exit codes with which an end has been asked for
-
-
-def guard_output():
-    """From now on lost output ends the script quietly, and each line is seen at once in a pipe"""
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper and stream is getattr(sys, f'__{name}__'):
-            guarded = Output(stream.buffer, stream.encoding, 'backslashreplace',
-                             line_buffering=True)
-            setattr(sys, name, guarded)
-
-    @atexit.register
-    def last_words():
-        try:
-            sys.stdout.flush()
-        except SystemExit as e:
-            os._exit(e.code)
-
-
-def catch_signals():
-    """From now on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 only ask for an end -> the list that the exit
-    codes go to. A second later they end at once; until then they are the same request, as timeout
-    asks twice."""
-    global ends
-    ends = []
-    asked_at = math.inf
-
-    def on_signal(number, frame):
-        nonlocal asked_at
-        if not ends:
-            ends.append(128 + number)
-            asked_at = time.monotonic()
-            with suppress(OSError):  # print() must not interrupt a print().
-                os.write(1, b"\nstopping after this iteration; once more to stop at once\n")
-        elif time.monotonic() > asked_at + 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in caught():
-        signal.signal(number, on_signal)
-    return ends
-
-
-def caught():
-    """The signals that ask for an end, but for those that the caller has turned off, as nohup"""
-    names = 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
-
-
-@contextmanager
-def at_once():
-    """What is done with this ends as soon as an end is asked for, and stays unfinished"""
-    handlers = {number: signal.getsignal(number) for number in caught()}
-
-    def on_signal(number, frame):
-        handlers[number](number, frame)
-        raise KeyboardInterrupt
-
-    try:
-        for number in handlers:
-            signal.signal(number, on_signal)
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-# --- settings ---
+# --- reading them ---
 
 def convert(key, value, default, where):
-    """`value`, which may be text from a flag, as the type of `default`"""
+    """`value`, which is text if it comes from a flag, as the type of `default`"""
     kind = type(default)
-    words = {'true': True, 'false': False}
     try:
+        if kind is str and isinstance(value, str):
+            return os.path.expanduser(value) if value.startswith('~/') else value
         if kind is bool and isinstance(value, str):
-            return words[value.lower()]
+            return WORDS[value.lower()]
         if kind in (int, float) and isinstance(value, str):
             return kind(value)
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is kind:
-            in_home = kind is str and value.startswith('~/')
-            return os.path.expanduser(value) if in_home else value
+            return value
     except (KeyError, ValueError):
         pass
-    expected = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}[kind]
-    fail(f"{where}: {key} takes {expected}, not {value!r}")
+    fail(f"{where}: {key} takes {KINDS[kind]}, not {value!r}")
 
 
 def run_config(path):
@@ -293,42 +115,50 @@ def run_config(path):
         fail(f"cannot read the config file {e.filename or path}: {e.strerror}")
     except Exception as e:
         fail(f"config file {path}: {type(e).__name__}: {e}")
-    return {k: v for k, v in scope.items() if not k.startswith('_') and not callable(v)
-            and not isinstance(v, types.ModuleType)}
+    found = {}
+    for key, value in scope.items():
+        is_tool = callable(value) or isinstance(value, types.ModuleType)
+        if not key.startswith('_') and not is_tool:
+            found[key] = value
+    return found
 
 
 def show_help(settings, keys):
-    """A script's docstring, and each setting's line with its comment; train.py's settings of the
-    model have theirs in model.py"""
+    """Print a script's docstring and the block of its settings, line by line as they stand there,
+    with the values that they have now"""
+    print(settings['__doc__'].strip() + '\n')
     with open(settings['__file__'], encoding='utf-8') as f:
-        script = f.read()
-    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
-        fields = f.read()
-    # Functions may have variables of the same names.
-    indented = script.partition('\nif __name__')[2] + fields
-    print(settings['__doc__'].strip() + '\n\nsettings:')
-    for key in keys:
-        line = (re.search(rf'^{key} = (.*)$', script, re.M)
-                or re.search(rf'^    {key}(?:: \w+)? = (.*)$', indented, re.M))
-        print(f"  --{key}={line.group(1) if line else settings[key]}")
+        lines = f.read().partition('\n# --- settings')[2].splitlines()[1:]
+    for line in lines:
+        if 'configure(globals()' in line:
+            return
+        found = re.match(r'(\w+) = (.*?)(  +#.*)?$', line)
+        if not found:
+            print(line)
+        elif found[1] in keys:
+            setting = f'--{found[1]}={settings[found[1]]}'
+            print(f'{setting:24}{found[3] or ""}'.rstrip())
+
+
+def quietly(kind, error, trace):
+    """Ctrl-C is no error: end with the exit code that shells know it by"""
+    if kind is KeyboardInterrupt:
+        os._exit(130)
+    sys.__excepthook__(kind, error, trace)
 
 
 def configure(settings, argv=None):
     """Apply config files and flags to `settings` (a script's globals(), changed in place)
-    -> dict of the result"""
-    argv = sys.argv[1:] if argv is None else argv
-    show = sys.excepthook
-
-    def quietly(kind, e, trace):
-        """Ctrl-C is no error: end with the exit code that shells know it by."""
-        if kind is KeyboardInterrupt:
-            os._exit(130)
-        show(kind, e, trace)
+    -> dict of the result. It also makes the script end quietly if its output is not read."""
+    names = [key for key in settings if re.fullmatch('[a-z]\\w*', key)]
+    keys = [key for key in names if type(settings[key]) in KINDS]
+    if settings['__name__'] != '__main__':
+        return {key: settings[key] for key in keys}
 
     sys.excepthook = quietly
-    guard_output()
-    kinds = (int, float, bool, str)
-    keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
+    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+    if hasattr(signal, 'SIGPIPE'):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def assign(key, value, where):
         if key not in keys:
@@ -337,57 +167,20 @@ def configure(settings, argv=None):
             fail(f"{where}: there is no setting {key!r}; {hint}")
         settings[key] = convert(key, value, settings[key], where)
 
+    argv = sys.argv[1:] if argv is None else argv
+    asks_for_help = {'--help', '-h'}
     for arg in argv:
-        if arg.startswith('~/'):
-            arg = os.path.expanduser(arg)
-        if arg in ('--help', '-h'):
-            show_help(settings, keys)
-            sys.exit(0)
-        if arg.startswith('--'):
-            key, equals, value = arg[2:].partition('=')
-            if not equals:
-                fail(f"{arg}: write it as --{key}=value")
+        key, equals, value = arg.removeprefix('--').partition('=')
+        if arg in asks_for_help:
+            continue
+        if not arg.startswith('-'):
+            for key, value in run_config(os.path.expanduser(arg)).items():
+                assign(key, value, arg)
+        elif equals and arg.startswith('--'):
             assign(key, value, arg)
         else:
-            for key, value in run_config(arg).items():
-                assign(key, value, arg)
-    return {k: settings[k] for k in keys}
-
-
-# --- before torch is imported ---
-
-def settings_in(path):
-    """What configure would find in a script, from its source alone"""
-    with open(path, encoding='utf-8') as f:
-        tree = ast.parse(f.read())
-    settings = {'__file__': path, '__doc__': ast.get_docstring(tree)}
-    main = [node.body for node in tree.body if isinstance(node, ast.If)]
-    for node in sum(main, tree.body):
-        said = ast.unparse(node)
-        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
-            settings[node.targets[0].id] = ast.literal_eval(node.value)
-        elif said == 'globals().update(model_settings)':
-            settings.update(settings_of_model())
-        elif re.match(r'(\w+ = )?configure\(', said):
-            break
-    return settings
-
-
-def settings_of_model():
-    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
-        tree = ast.parse(f.read())
-    config, = [node for node in tree.body if getattr(node, 'name', '') == 'JMambaConfig']
-    fields = [node for node in config.body if isinstance(node, ast.AnnAssign)]
-    follow = 'n_symbols', 'n_so_far'
-    return {f.target.id: f.value.value for f in fields if f.target.id not in follow}
-
-
-def check_early():
-    """Answer --help and mistakes of the script that is being started, if it is one of ours"""
-    path = getattr(sys.modules['__main__'], '__file__', None) or ''
-    if os.path.dirname(os.path.abspath(path)) == HERE and path.endswith('.py'):
-        argv = [a for a in sys.argv[1:] if a.startswith('-') or a.endswith('.py')]
-        configure(settings_in(path), argv)
-
-
-check_early()
+            fail(f"{arg}: write it as --{key.lstrip('-')}=value")
+    if asks_for_help & set(argv):
+        show_help(settings, keys)
+        sys.exit(0)
+    return {key: settings[key] for key in keys}

@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import KERNEL_FROM, ShortMixer, kernel_missing, short_mixer_fits, ssd_kernel
+from fast.kernels import KERNEL_FROM, ShortMixer, kernel_missing, short_mixer_fits, ssd_kernel
 
 HOP = 160            # samples in a frame: 10 ms
 WIN_LENGTH = 400     # samples that a frame hears: 25 ms, at most 3 hops

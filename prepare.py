@@ -23,7 +23,7 @@ from configurator import SEEDS, bounds, choices, configure, fail
 # isort: split
 import torch
 
-from files import SAMPLE_RATE
+from audio.files import SAMPLE_RATE
 from tasks import REST, TASKS, draw, encode
 
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds
@@ -409,7 +409,7 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
 
 
 if __name__ == '__main__':
-    from dataset import write_sounds, write_text
+    from text.dataset import write_sounds, write_text
     task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
     format = 'wav'        # or text: the puzzles in words, for models that read
     split = 'iid'         # of wav: train, val, iid, ood_length, ..., see the task's file

@@ -39,11 +39,11 @@ from configurator import (
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, results_of
-from figures import spectrogram
-from files import STREAM_BLOCK, read_stream, read_wav, write_wav
-from listen import WAIT, conversations, first_question, skip, with_room, without_room
+from lab.figures import spectrogram
+from audio.files import STREAM_BLOCK, read_stream, read_wav, write_wav
+from audio.listen import WAIT, conversations, first_question, skip, with_room, without_room
 from prepare import SAMPLE_RATE, play_text, split_batches
-from results import fresh_folder, hold, note_as_ours, write_ours
+from system import fresh_folder, hold, note_as_ours, write_ours
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import conversation
 from transcribe import transcribe

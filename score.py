@@ -25,13 +25,13 @@ import configurator
 # isort: split
 import torch
 
-import files
+from audio import files
 import prepare
 from checkpoint import load_checkpoint, results_of
-from conditions import SOUNDS, change
+from lab.conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from results import (
+from system import (
     asked_before,
     fresh_folder,
     keep_part,
@@ -44,7 +44,7 @@ from results import (
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken, tool_of
 from think import conversation, reply, with_silence
 from transcribe import find_tones, transcribe
-from words import show, summarize
+from text.words import show, summarize
 
 # --- what kind of mistake? ---
 

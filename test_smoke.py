@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from files import read_wav, write_wav
+from audio.files import read_wav, write_wav
 from prepare import play_text
 from score import transcribe
 from tasks import TASKS

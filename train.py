@@ -30,15 +30,15 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import prepare
-from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
+from lab.baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import extended, load_checkpoint
 from configurator import SEEDS, bounds, choices, configure, fail, for_each, names_of
-from kernels import capture, compile_parts, kernel_missing
+from fast.kernels import capture, compile_parts, kernel_missing
 from losses import hide_from, last_line, losses
 from model import CrossAttention, JMambaConfig, Mamba2, SelfAttention
 from optimizer import make_optimizer
 from replay import begin, go_on, new_frames, with_replay
-from results import clear_results, hold, provenance, write_whole
+from system import clear_results, hold, provenance, write_whole
 from score import validate
 from tasks import SYMBOLS, TASKS, n_so_far, taken
 

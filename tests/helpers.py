@@ -11,7 +11,7 @@ import sys
 import torch
 
 import configurator
-import results
+import system
 from model import JMambaConfig, MiniJMamba
 from tasks import decode
 

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import words
-from files import read_wav
+from text import words
+from audio.files import read_wav
 from score import transcribe
 from tasks import TASKS
 from tests.helpers import is_png, output, path_of, refusal, rows_of, run_here
@@ -236,7 +236,7 @@ def test_a_key_that_is_none_is_not_told(key, ask, tmp_path, monkeypatch):
 def test_answers_are_graded_in_any_sensible_form(task, target, right, wrong, monkeypatch):
     pytest.importorskip('httpx')
     monkeypatch.setattr(sys, 'argv', ['ask.py'])
-    import ask
+    from text import ask
     for text in right:
         for said in (f'So.\nANSWER: {text}', f'ANSWER: no\n**Answer:** {text}', f'ANSWER:\n{text}'):
             assert ask.same(ask.found_in(said), target, task), said

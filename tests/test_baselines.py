@@ -6,7 +6,7 @@ $ python -m pytest tests/test_baselines.py
 import pytest
 import torch
 
-from baselines import make_model
+from lab.baselines import make_model
 from checkpoint import load_checkpoint
 from model import JMambaConfig, mixer
 from tests.helpers import TINY, TRAIN, run_here

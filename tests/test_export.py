@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from checkpoint import load_checkpoint
-from files import write_wav
+from audio.files import write_wav
 from prepare import LOUDNESS, play_text, split_batches
 from tasks import SYMBOLS, TASKS
 from tests.helpers import path_of, refusal, tiny_model

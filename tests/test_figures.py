@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-import inside
-from files import write_wav
+from lab import inside
+from audio.files import write_wav
 from prepare import play_text
 from tests.helpers import is_png, output, refusal, run_here, tiny_model
 

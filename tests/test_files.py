@@ -21,9 +21,9 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from checkpoint import load_checkpoint
-from files import read_wav, write_wav
+from audio.files import read_wav, write_wav
 from prepare import play_text
-from results import fresh_folder, hold, holding, note_as_ours, write_ours, write_whole
+from system import fresh_folder, hold, holding, note_as_ours, write_ours, write_whole
 from score import transcribe
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal
 

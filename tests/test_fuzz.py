@@ -14,7 +14,7 @@ import pytest
 
 from checkpoint import load_checkpoint, write_weights
 from configurator import configure
-from files import read_wav
+from audio.files import read_wav
 from prepare import play_text
 from tests.helpers import path_of, run_here
 

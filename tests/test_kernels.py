@@ -14,7 +14,7 @@ import types
 import pytest
 import torch
 
-from kernels import ShortMixer, ssd_kernel, triton
+from fast.kernels import ShortMixer, ssd_kernel, triton
 from model import mixer, ssd
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

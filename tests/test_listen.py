@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from files import SAMPLE_RATE, read_stream, write_wav
-from listen import conversations, first_question, is_question, listen, skip
+from audio.files import SAMPLE_RATE, read_stream, write_wav
+from audio.listen import conversations, first_question, is_question, listen, skip
 from prepare import Rhythm, make_rhythm, play, play_text
 from tasks import encode
 from tests.helpers import files_in, gen, path_of, refusal, run, tiny_model

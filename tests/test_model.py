@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from baselines import make_model
+from lab.baselines import make_model
 from checkpoint import load_checkpoint
-from files import read_wav, write_wav
+from audio.files import read_wav, write_wav
 from losses import Hiding
 from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
 from prepare import LOUDNESS, make_batch, make_rhythm, play, play_text

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from files import read_wav, write_wav
+from audio.files import read_wav, write_wav
 from prepare import play_text
 from tests.helpers import is_png, output
 

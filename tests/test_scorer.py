@@ -11,7 +11,7 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 import score
-from files import read_wav
+from audio.files import read_wav
 from prepare import make_batch, make_rhythm, max_samples, play, play_text
 from score import edit_distance, edits, find_tones, transcribe
 from tasks import SYMBOLS, decode, encode

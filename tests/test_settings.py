@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import configurator
-import results
+import system
 from configurator import configure, run_name
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal, run_here
 

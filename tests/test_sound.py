@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import prepare
-from conditions import SOUNDS, change
+from lab.conditions import SOUNDS, change
 from prepare import LOUDNESS, make_batch, make_rhythm, max_samples, play, split_batches
 from score import edit_distance
 from tasks import REST, TASKS, encode

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from files import read_wav
+from audio.files import read_wav
 from score import transcribe
 from tasks import TASKS, Task, encode
 from tests.helpers import TRAIN, is_png, output, refusal, rows_of, run_here

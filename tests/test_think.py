@@ -9,7 +9,7 @@ import torch
 
 import score
 import think
-from conditions import change
+from lab.conditions import change
 from losses import last_line
 from prepare import LOUDNESS, make_batch, play_text, split_batches
 from tasks import TASKS, draw, encode

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 import think
 from checkpoint import load_checkpoint
-from conditions import change
-from files import read_wav, write_wav
+from lab.conditions import change
+from audio.files import read_wav, write_wav
 from prepare import make_batch, play_text
 from tests.helpers import ROOT, TRAIN, files_in, gen, is_one_line, output, path_of, refusal, run
 from think import converse

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-import words
+from text import words
 from tests.helpers import files_in, output, refusal, rows_of, run_here
 from tests.test_puzzles import CHECKERS
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from baselines import make_model
+from lab.baselines import make_model
 from checkpoint import load_checkpoint
-from figures import plain, save
+from lab.figures import plain, save
 from prepare import SAMPLE_RATE, make_batch, play_text
 from tasks.bracket import depths
 

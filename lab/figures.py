@@ -33,10 +33,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from conditions import SOUNDS
-from files import read_wav
+from lab.conditions import SOUNDS
+from audio.files import read_wav
 from prepare import SAMPLE_RATE
-from results import rows_in, write_whole
+from system import rows_in, write_whole
 from score import LENGTHS
 from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
 from transcribe import find_tones

@@ -30,9 +30,9 @@ import torch
 
 import prepare
 from checkpoint import load_checkpoint
-from listen import ROOM
+from audio.listen import ROOM
 from model import Mamba2, MiniJMamba
-from results import hold, must_be_ours, note_as_ours, write_json
+from system import hold, must_be_ours, note_as_ours, write_json
 from tasks import SYMBOLS, TASKS
 from think import TONE, change, one_pass, with_silence
 

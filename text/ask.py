@@ -37,8 +37,8 @@ from configurator import (
 # isort: split
 from tqdm import tqdm
 
-from results import hold, rows_in, write_json, write_whole
-from words import PUZZLES, draw_of, in_words, question, show, summarize
+from system import hold, rows_in, write_json, write_whole
+from text.words import PUZZLES, draw_of, in_words, question, show, summarize
 
 try:
     import httpx
@@ -111,7 +111,7 @@ def make_questions():
 
 def of_tones(task, level):
     """Questions that score.py asks -> what in_words makes of them, answers, metadata, WAV"""
-    from files import write_wav
+    from audio.files import write_wav
     from prepare import split_batches
     from tasks import TASKS, decode
     split = TASKS[task].levels[level - 1]

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from tqdm import tqdm
 
 from configurator import names_of
-from files import SAMPLE_RATE, write_wav
+from audio.files import SAMPLE_RATE, write_wav
 from prepare import split_batches
-from results import fresh_folder, hold, must_be_ours, note_as_ours, write_ours
+from system import fresh_folder, hold, must_be_ours, note_as_ours, write_ours
 from tasks import TASKS, decode, split_names
-from words import PUZZLES, draw_of, question
+from text.words import PUZZLES, draw_of, question
 
 PARTS = 'train', 'validation', 'test'
 FILES = [part + '.jsonl' for part in PARTS] + ['metadata.json', 'README.md']

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from files import STREAM_BLOCK
+from audio.files import STREAM_BLOCK
 from prepare import LEAD, SAMPLE_RATE
 from think import converse
 from transcribe import UNKNOWN, find_tones

@@ -33,11 +33,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import prepare
-from baselines import Transformer, make_model
+from lab.baselines import Transformer, make_model
 from checkpoint import load_checkpoint
-from files import STREAM_BLOCK
-from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
-from listen import conversations
+from audio.files import STREAM_BLOCK
+from fast.kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
+from audio.listen import conversations
 from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, mixer, ssd
 from prepare import SAMPLE_RATE, TONE_RMS, make_batch, play, split_batches
 from score import edit_distance, find_tones, transcribe
