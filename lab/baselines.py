@@ -1,14 +1,15 @@
 """
-What can take the place of the model's parts, for comparison; all else stays as it is.
+What can take the place of the model's parts, for comparison; all else stays as it is. A config
+names them, as in layer = 'lab.baselines:LSTM', and model.py calls each with its config.
 
-layer      of Mamba-2: transformer, lstm, with as many parameters; or attention, with half
-attention  of cross-attention and self-attention: cross or self alone, or none; random: both, but
-           the pointer starts out anywhere; token: both, and each token of the answer has a
-           query of its own by content
-front      of the spectrum that the encoder hears: mel bands, or learned filters
+layer  Transformer, LSTM: as many parameters as Mamba-2
+cross  NoCross; TokenCross: each token of the answer has a query of its own by content;
+       RandomPointer: the pointer starts out anywhere
+front  Mel bands, or learned Filters, in the place of the spectrum that the encoder hears
+
+Letters are those of model.py.
 """
 import math
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -22,141 +23,141 @@ from model import (
     WIN_LENGTH,
     CrossAttention,
     Mamba2,
-    MiniJMamba,
-    SelfAttention,
     rotary,
     split_heads,
 )
 from prepare import SAMPLE_RATE
 
+N_MEL = 40  # bands
+
+
+# --- layers: (B, T, D) -> (B, T, D), with pre-norm and residual ---
+
+def parameters_of_mamba2(config):
+    with torch.device('meta'):  # counted, and not made
+        return sum(p.numel() for p in Mamba2(config).parameters())
+
 
 class Transformer(nn.Module):
-    """Causal self-attention over all that was, and an MLP, with pre-norm and residual, n parameters
-    together: (B, T, D) -> (B, T, D). Like Mamba-2 it does without positions beyond rotary ones."""
+    """Causal self-attention over all that was, and an MLP. Like Mamba-2 it does without positions
+    beyond rotary ones."""
 
-    def __init__(self, c, n):
+    def __init__(self, config):
         super().__init__()
-        d = c.d_model
-        width = round((n - 4 * d * d) / (2 * d) / 8) * 8
-        self.n_head = c.n_head
-        self.norm = nn.RMSNorm(d)
-        self.qkv = nn.Linear(d, 3 * d, bias=False)
-        self.attention_out_proj = nn.Linear(d, d, bias=False)
-        self.mlp_norm = nn.RMSNorm(d)
-        self.up = nn.Linear(d, width, bias=False)
-        self.mlp_out_proj = nn.Linear(width, d, bias=False)
+        D = config.d_model
+        # Attention has 4 D^2 parameters, which leaves so many for the MLP's 2 D * width.
+        left = parameters_of_mamba2(config) - 4 * D * D
+        width = 8 * round(left / (2 * D) / 8)
+        self.n_head = config.n_head
+        self.norm = nn.RMSNorm(D)
+        self.qkv = nn.Linear(D, 3 * D, bias=False)
+        self.attention_out_proj = nn.Linear(D, D, bias=False)
+        self.mlp_norm = nn.RMSNorm(D)
+        self.up = nn.Linear(D, width, bias=False)
+        self.mlp_out_proj = nn.Linear(width, D, bias=False)
 
-    def forward(self, x, pace=None):
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, h, T, d)
+    def forward(self, x, pace):
+        qkv = self.qkv(self.norm(x)).chunk(3, -1)
+        q, k, v = (split_heads(t, self.n_head) for t in qkv)  # (B, h, T, d)
         y = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
         x = x + self.attention_out_proj(y.transpose(1, 2).flatten(2))
-        return x + self.mlp_out_proj(F.gelu(self.up(self.mlp_norm(x))))
+        hidden = F.gelu(self.up(self.mlp_norm(x)))
+        return x + self.mlp_out_proj(hidden)
 
 
 class LSTM(nn.Module):
-    """An LSTM and its projection, with pre-norm and residual, n parameters together: (B, T, D)
-    -> (B, T, D)"""
+    """An LSTM and its projection"""
 
-    def __init__(self, c, n):
+    def __init__(self, config):
         super().__init__()
-        d = c.d_model
-        # The width w at which 4 w (d + w + 2) + w d is n
-        width = int((math.sqrt((5 * d + 8) ** 2 + 16 * n) - 5 * d - 8) / 8)
-        self.norm = nn.RMSNorm(d)
-        self.lstm = nn.LSTM(d, width, batch_first=True)
-        self.out_proj = nn.Linear(width, d, bias=False)
+        D, n = config.d_model, parameters_of_mamba2(config)
+        # Of width w it has 4 w (D + w + 2) parameters, and its projection w D. Together they are n:
+        # the positive root of 4 w^2 + (5 D + 8) w - n.
+        b = 5 * D + 8
+        width = int((math.sqrt(b * b + 16 * n) - b) / 8)
+        self.norm = nn.RMSNorm(D)
+        self.lstm = nn.LSTM(D, width, batch_first=True)
+        self.out_proj = nn.Linear(width, D, bias=False)
 
-    def forward(self, x, pace=None):
-        return x + self.out_proj(self.lstm(self.norm(x))[0])
+    def forward(self, x, pace):
+        y, _ = self.lstm(self.norm(x))
+        return x + self.out_proj(y)
 
+
+# --- cross-attention ---
 
 class NoCross(nn.Module):
-    """In the place of cross-attention: all of the encoder's memory, and no pointer"""
+    """All of the encoder's memory as it is, and no pointer: give pointer = False, too"""
+
+    def __init__(self, config):
+        super().__init__()
 
     def forward(self, query, memory, frames, valid, hiding=None):
         return memory, frames
 
+    def point_straight(self, start):
+        """There is no pointer."""
+
 
 class TokenCross(CrossAttention):
-    """Cross-attention in which what was heard at a time decides what is asked for then"""
+    """What was heard at a time decides what is asked for then"""
 
-    def __init__(self, c):
-        super().__init__(c)
-        self.token_q = nn.Linear(c.d_model, c.d_model // 2, bias=False)
+    def __init__(self, config):
+        super().__init__(config)
+        self.token_q = nn.Linear(config.d_model, config.d_model // 2, bias=False)
 
     def content_query(self, query, memory):
         """-> (B, h, T, d)"""
         return query + split_heads(self.token_q(memory), query.shape[1])
 
 
+class RandomPointer(CrossAttention):
+    """The pointer looks anywhere at first"""
+
+    @torch.no_grad()
+    def point_straight(self, start):
+        nn.init.normal_(self.pointer_key)
+
+
+# --- fronts: log magnitudes (B, T, patch * F) and the waveform (B, S), S = T * token -> (B, T, D) ---
+
 class Mel(nn.Module):
-    """Log magnitudes (B, T, patch * F) -> 40 mel bands of each frame, embedded (B, T, D)"""
+    """The magnitudes, added up in bands that are as wide as the ear's"""
 
-    def __init__(self, c):
+    def __init__(self, config):
         super().__init__()
-        bands, highest = 40, 2595 * math.log10(1 + SAMPLE_RATE * N_BINS / N_FFT / 700)
-        mel = torch.linspace(0, highest, bands + 2)
-        hertz = 700 * (10 ** (mel / 2595) - 1)
-        bins = torch.arange(N_BINS)[:, None] * (SAMPLE_RATE / N_FFT)
-        width = hertz.diff().clamp(min=SAMPLE_RATE / N_FFT)  # no band falls between two bins
-        rise = (bins - hertz[:-2]) / width[:-1]
-        fall = (hertz[2:] - bins) / width[1:]
-        self.register_buffer('bands', rise.minimum(fall).clamp(min=0), persistent=False)
-        self.patch = c.patch
-        self.out = nn.Linear(c.patch * bands, c.d_model)
+        width_of_bin = SAMPLE_RATE / N_FFT  # Hz
+        highest = 2595 * math.log10(1 + width_of_bin * N_BINS / 700)
+        mel = torch.linspace(0, highest, N_MEL + 2)
+        edges = 700 * (10 ** (mel / 2595) - 1)  # Hz
+        bins = torch.arange(N_BINS)[:, None] * width_of_bin
+        width = edges.diff().clamp(min=width_of_bin)  # no band falls between two bins
+        rise = (bins - edges[:-2]) / width[:-1]
+        fall = (edges[2:] - bins) / width[1:]
+        bands = rise.minimum(fall).clamp(min=0)  # (F, bands)
+        self.register_buffer('bands', bands, persistent=False)
+        self.patch = config.patch
+        self.out = nn.Linear(config.patch * N_MEL, config.d_model)
 
-    def forward(self, frames):
-        magnitude = torch.expm1(frames.float().unflatten(-1, (self.patch, -1))) / COMPRESS
-        return self.out(torch.log1p(COMPRESS * (magnitude @ self.bands)).flatten(2))
+    def forward(self, frames, question):
+        by_frame = frames.float().unflatten(-1, (self.patch, -1))
+        magnitude = torch.expm1(by_frame) / COMPRESS  # (B, T, patch, F)
+        heard = torch.log1p(COMPRESS * (magnitude @ self.bands))
+        return self.out(heard.flatten(2))
 
 
 class Filters(nn.Module):
-    """The waveform that was heard last -> N_BINS learned filters of 25 ms, as many of which each
-    frame has in the spectrum; the logarithm of what passes each, embedded (B, T, D)"""
+    """Learned filters of 25 ms, as many as the spectrum has bins, and the logarithm of what passes
+    each"""
 
-    def __init__(self, c):
+    def __init__(self, config):
         super().__init__()
         self.filters = nn.Conv1d(1, N_BINS, WIN_LENGTH, HOP, bias=False)
-        self.patch = c.patch
-        self.out = nn.Linear(c.patch * N_BINS, c.d_model)
-        self.heard = None
+        self.patch = config.patch
+        self.out = nn.Linear(config.patch * N_BINS, config.d_model)
 
-    def forward(self, frames):
-        wave = F.pad(self.heard, (WIN_LENGTH - HOP, 0))[:, None]
-        passed = torch.log1p(COMPRESS * self.filters(wave).abs()).transpose(1, 2)
-        return self.out(passed.unflatten(1, (-1, self.patch)).flatten(2))
-
-
-class WithFilters(MiniJMamba):
-    def hear(self, question):
-        frames = super().hear(question)
-        self.embed.heard = F.pad(question, (0, -question.shape[1] % self.config.token))
-        return frames
-
-
-LAYERS = {'mamba2': Mamba2, 'attention': SelfAttention, 'transformer': Transformer, 'lstm': LSTM}
-ATTENTION = 'both', 'cross', 'self', 'none', 'random', 'token'
-FRONTS = {'stft': MiniJMamba, 'mel': MiniJMamba, 'filters': WithFilters}
-
-
-def make_model(config):
-    """The model that config asks for"""
-    layer = LAYERS[config.layer]
-    if layer in (Transformer, LSTM):
-        with torch.device('meta'):
-            n = sum(p.numel() for p in Mamba2(config).parameters())
-        layer = partial(layer, n=n)
-    model = FRONTS[config.front](config, layer)
-    if config.attention in ('cross', 'none'):
-        model.self_attention = nn.Identity()
-    if config.attention in ('self', 'none'):
-        model.cross = NoCross()
-    if config.attention == 'random':
-        nn.init.normal_(model.cross.pointer_key)
-    if config.attention == 'token':
-        model.cross = TokenCross(config)
-        model.init_weights()
-    if config.front != 'stft':
-        model.embed = {'mel': Mel, 'filters': Filters}[config.front](config)
-    return model
+    def forward(self, frames, question):
+        wave = F.pad(question, (WIN_LENGTH - HOP, 0))[:, None]
+        passed = self.filters(wave).transpose(1, 2)  # (B, frames, F)
+        heard = torch.log1p(COMPRESS * passed.abs())
+        return self.out(heard.unflatten(1, (-1, self.patch)).flatten(2))
