@@ -1,3 +1,3 @@
 # Windowed attention only: twelve layers of it, no Mamba, with about half of the parameters.
 base('ablate/nothing')
-layer = 'attention'
+layer = 'SelfAttention'

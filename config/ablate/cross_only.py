@@ -1,3 +1,3 @@
 # Cross-attention and its pointer; no self-attention.
 base('ablate/nothing')
-attention = 'cross'
+self_attention = 'torch.nn:Identity'

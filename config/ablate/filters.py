@@ -1,3 +1,3 @@
 # The encoder hears the waveform through 128 learned filters.
 base('ablate/nothing')
-front = 'filters'
+front = 'lab.baselines:Filters'

@@ -1,3 +1,3 @@
 # LSTMs of as many parameters in the place of every Mamba-2 layer.
 base('ablate/nothing')
-layer = 'lstm'
+layer = 'lab.baselines:LSTM'

@@ -1,3 +1,3 @@
 # The encoder hears 40 mel bands.
 base('ablate/nothing')
-front = 'mel'
+front = 'lab.baselines:Mel'

@@ -1,3 +1,3 @@
 # The pointer starts out looking anywhere, not straight across.
 base('ablate/nothing')
-attention = 'random'
+cross = 'lab.baselines:RandomPointer'

@@ -1,5 +1,5 @@
 # Self-attention; no cross-attention, and so no pointer and nothing hidden.
 base('ablate/nothing')
-attention = 'self'
+cross = 'lab.baselines:NoCross'
 pointer = False
 hide = 0.0

@@ -1,3 +1,3 @@
 # Transformer layers of as many parameters in the place of every Mamba-2 layer.
 base('ablate/nothing')
-layer = 'transformer'
+layer = 'lab.baselines:Transformer'
