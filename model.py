@@ -1,6 +1,6 @@
 """
-Mini-JMamba: a waveform goes in, a waveform comes out. The whole model in plain PyTorch; kernels.py
-holds a faster way through the middle of a Mamba-2 layer, for GPUs.
+Mini-JMamba: a waveform goes in, a waveform comes out. The whole model in plain PyTorch; fast/ has
+quicker ways through some of its parts, for GPUs, and hands them in.
 
     question (B, S) samples
       | STFT magnitude, log-compressed; 5 frames of 10 ms make one token of 50 ms
@@ -14,14 +14,14 @@ holds a faster way through the middle of a Mamba-2 layer, for GPUs.
 Letters, as in the Mamba-2 paper (Dao and Gu, 2024, arXiv:2405.21060): B batch, S samples, T tokens,
 D d_model, H heads, P head_dim, N d_state, Q tokens in a chunk, F bins, W what in_proj gives
 """
+import importlib
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from fast.kernels import KERNEL_FROM, ShortMixer, kernel_missing, short_mixer_fits, ssd_kernel
 
 HOP = 160            # samples in a frame: 10 ms
 WIN_LENGTH = 400     # samples that a frame hears: 25 ms, at most 3 hops
@@ -35,6 +35,7 @@ D_CONV = 4           # taps of the short convolution
 CHUNK = 64           # tokens that the scan takes at once
 WINDOW = 16          # tokens that self-attention and attention by clock reach
 POINTER_WINDOW = 4   # tokens that the pointer reaches
+PLACES = {'same', 'end', 'again'}
 
 
 @dataclass
@@ -49,32 +50,53 @@ class JMambaConfig:
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
     halting: bool = False   # one more head says whether what is played is the answer
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
-    turning: bool = False   # the Mamba-2 states turn, by angles that depend on what is heard
     pointer: bool = True    # False: every frame is generated
     points_at: str = 'same'  # which time, with commas: same, end (backwards), again (see elsewhere)
-    layer: str = 'mamba2'   # of encoder and decoder; in baselines.py: transformer, lstm, attention
-    attention: str = 'both'  # or cross, self, none, random, token: see baselines.py
-    front: str = 'stft'     # what the encoder hears; or mel, filters, for comparison
-    ssd: str = 'auto'       # the scan: torch, mamba_ssm, or auto: whichever is the fastest
-    n_symbols: int = 27     # for an auxiliary loss only; answers are never read from the logits
-    n_so_far: int = 102     # for another one: what a question comes to so far
+    # Parts: a class of this file, or one of another as 'lab.baselines:LSTM'
+    layer: str = 'Mamba2'
+    cross: str = 'CrossAttention'
+    self_attention: str = 'SelfAttention'
+    front: str = 'stft'     # what the encoder hears; a class hears frames and waveform
+    n_symbols: int = 36     # for an auxiliary loss only; answers are never read from the logits
+    n_so_far: int = 112     # for another one: what a question comes to so far
 
     def __post_init__(self):
         self.d_inner = EXPAND * self.d_model
         self.token = self.patch * HOP  # samples
         # The middle of what a token's frames hear, in samples after the token's start
         self.middle = (self.token + HOP - WIN_LENGTH) / 2
-        for key, divisor in {'d_model': 2 * self.n_head, 'n_head': 2, 'n_encoder': 1,
-                             'n_decoder': 2, 'd_state': 1, 'head_dim': 1, 'patch': 1}.items():
+        multiples = {
+            'd_model': 2 * self.n_head,
+            'n_head': 2,
+            'n_encoder': 1,
+            'n_decoder': 2,
+            'd_state': 1,
+            'head_dim': 1,
+            'patch': 1,
+        }
+        for key, divisor in multiples.items():
             value = getattr(self, key)
             if value < 1 or value % max(divisor, 1):
                 raise ValueError(f"{key} must be a positive multiple of {divisor}, not {value}")
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim must divide {self.d_inner}, not be {self.head_dim}")
-        if not set(self.points_at.split(',')) <= {'same', 'end', 'again'}:
+        if not set(self.points_at.split(',')) <= PLACES:
             raise ValueError(f"points_at are some of same, end, again, not {self.points_at!r}")
         if not 0 <= self.counting <= 1:
             raise ValueError(f"counting must lie between 0 and 1, not {self.counting}")
+        for key in ('layer', 'cross', 'self_attention', 'front'):
+            if getattr(self, key) != 'stft':
+                part_named(key, getattr(self, key))
+
+
+def part_named(key, name):
+    """'Mamba2', a class of this file, or 'lab.baselines:LSTM', one of another -> the class"""
+    module, _, class_name = name.rpartition(':')
+    try:
+        return getattr(importlib.import_module(module or __name__), class_name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(f"{key} names a class of model.py, or one of another file, such as "
+                         f"lab.baselines:LSTM; there is no {name!r}") from None
 
 
 # --- sound to frames and back ---
@@ -86,40 +108,58 @@ class Spectrum(nn.Module):
 
     def __init__(self):
         super().__init__()
-        n = torch.arange(3 * HOP, dtype=torch.float64) - (3 * HOP - WIN_LENGTH)
-        hann = 0.5 - 0.5 * torch.cos(2 * math.pi * (n + 0.5) / WIN_LENGTH)
+        # A frame's window ends with its last hop, and does not reach back over all three.
+        n = torch.arange(3 * HOP, dtype=torch.float64)
+        n = n - (3 * HOP - WIN_LENGTH)
+        turn = 2 * math.pi * (n + 0.5) / WIN_LENGTH
+        hann = 0.5 - 0.5 * torch.cos(turn)
         window = torch.where(n >= 0, hann, 0.0)
         k = torch.arange(N_BINS, dtype=torch.float64)
         angle = 2 * math.pi / N_FFT * n[:, None] * k
-        basis = torch.cat([angle.cos(), -angle.sin()], 1) * window[:, None]  # (3 hop, 2F)
+        basis = torch.cat([angle.cos(), -angle.sin()], 1)  # (3 hop, 2F)
+        basis = basis * window[:, None]
         basis = basis * (k >= N_DEAF).repeat(2)
         gain = window.sum() / 2
         # The least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the
         # sum of squared windows. Every bin but the outermost has a mirror image.
-        overlap = window.square().view(3, HOP).sum(0).repeat(3)[:, None]
-        images = torch.where((k == 0) | (k == N_FFT // 2), 1.0, 2.0).repeat(2)
+        squares = window.square().view(3, HOP)
+        overlap = squares.sum(0).repeat(3)[:, None]
+        is_outermost = (k == 0) | (k == N_FFT // 2)
+        images = torch.where(is_outermost, 1.0, 2.0).repeat(2)
         inverse = basis * gain * images / N_FFT / overlap
-        self.register_buffer('analysis', (basis / gain).float(), persistent=False)
-        self.register_buffer('synthesis', inverse.T.float(), persistent=False)
+        self.keep('analysis', basis / gain)
+        self.keep('synthesis', inverse.T)
         # As many bins on either side, or noise that falls off would pass for low tones.
-        near = (k - k[:, None]).abs() <= (k - N_DEAF).clamp(0, N_AROUND)
-        self.register_buffer('near', (near / near.sum(0)).float(), persistent=False)
+        reach = (k - N_DEAF).clamp(0, N_AROUND)
+        near = (k - k[:, None]).abs() <= reach
+        self.keep('near', near / near.sum(0))
+
+    def keep(self, name, numbers):
+        """Numbers that go where the model goes, and into no checkpoint"""
+        self.register_buffer(name, numbers.float(), persistent=False)
 
     def stft(self, wave):
         """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F)"""
-        blocks = F.pad(wave, (2 * HOP, 0)).unfold(1, 3 * HOP, HOP)
+        padded = F.pad(wave, (2 * HOP, 0))
+        blocks = padded.unfold(1, 3 * HOP, HOP)
         blocks = blocks.contiguous()  # or a CPU would multiply row by row
-        return (blocks @ self.analysis).unflatten(2, (2, -1))
+        spectrum = blocks @ self.analysis
+        return spectrum.unflatten(2, (2, -1))
 
     def istft(self, spectrum):
         """(B, frames, 2, F) -> (B, frames * HOP); no frame is taken to follow the last"""
-        blocks = F.pad(spectrum.flatten(2) @ self.synthesis, (0, 0, 0, 2))
+        blocks = spectrum.flatten(2) @ self.synthesis
+        blocks = F.pad(blocks, (0, 0, 0, 2))
+        # A hop of sound is the end of one frame, the middle of the next and the start of another.
         first, second, third = blocks.split(HOP, 2)
-        return (first[:, 2:] + second[:, 1:-1] + third[:, :-2]).flatten(1)
+        wave = first[:, 2:] + second[:, 1:-1]
+        wave = wave + third[:, :-2]
+        return wave.flatten(1)
 
     def magnitude(self, spectrum):
-        """(..., 2, F) -> (..., F). The small constant keeps the gradient of silence finite."""
-        return (spectrum.square().sum(-2) + 1e-12).sqrt()
+        """(..., 2, F) -> (..., F)"""
+        power = spectrum.square().sum(-2)
+        return (power + 1e-12).sqrt()  # or silence would have no finite gradient
 
     def log(self, magnitude):
         return torch.log1p(COMPRESS * magnitude)
@@ -130,7 +170,8 @@ class Spectrum(nn.Module):
     def noise(self, frames, over=4):
         """Log magnitudes (..., F) -> what noise reaches in each bin: `over` times what is usual
         around it, in the mean of the logarithms, which one tone changes little"""
-        return self.log(over * self.exp(frames.float() @ self.near))
+        usual = self.exp(frames.float() @ self.near)
+        return self.log(over * usual)
 
     def sounds(self, frames):
         """Log magnitudes (..., F) -> (..., 1): 0 in silence and noise, 1 from -24 dB of full scale
@@ -140,59 +181,90 @@ class Spectrum(nn.Module):
 
     def squelch(self, frames):
         """Log magnitudes (B, frames, F) without frames and bins that are noise, frames under -35 dB
-        and bins under -42 dB: no tones. Over five frames noise varies less than a tone does. Nor
-        does an echo count, in which a bin has only fallen for the last 100 ms."""
+        and bins under -42 dB: no tones. Nor does an echo count, in which a bin has only fallen for
+        the last 100 ms."""
+        # Over five frames noise varies less than a tone does.
         by_bin = frames.transpose(1, 2)
         by_bin = F.avg_pool1d(by_bin, 5, 1, 2, count_include_pad=False)
         smooth = by_bin.transpose(1, 2)
         noise = self.noise(smooth, 2.5)
-        sounds = (smooth > noise.clamp(min=1)).any(-1, keepdim=True)
+        sounds = smooth > noise.clamp(min=1)
+        sounds = sounds.any(-1, keepdim=True)
+        is_tone = smooth > noise.clamp(min=0.6)
 
+        # What only fell since its highest, and has not risen since its lowest, is no new tone.
         before = F.pad(by_bin, (10, 0))
         high = F.max_pool1d(before, 11, 1)
         low = -F.max_pool1d(-before, 11, 1)
         new = (by_bin > high - 0.25) | (by_bin > low + 0.6)
-        new = F.max_pool1d(new.to(frames.dtype), 5, 1, 2).transpose(1, 2)  # with its fades
-        return frames * new * (sounds & (smooth > noise.clamp(min=0.6)))
+        new = new.to(frames.dtype)
+        new = F.max_pool1d(new, 5, 1, 2)  # with its fades
+        return frames * new.transpose(1, 2) * (sounds & is_tone)
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
-        return spectrum * (magnitude / self.magnitude(spectrum)).unsqueeze(-2)
+        ratio = magnitude / self.magnitude(spectrum)
+        return spectrum * ratio.unsqueeze(-2)
 
     def guess_phase(self, magnitude):
         """Magnitudes (B, frames, F) -> spectrum. Its phase advances from frame to frame by the
         frequency of the frame's highest peak, which is exact for one steady tone (after SPSI:
         Beauregard, Harish and Wyse, 2015)."""
-        k = magnitude[..., 1:-1].argmax(-1, keepdim=True) + 1
+        inner = magnitude[..., 1:-1]
+        k = inner.argmax(-1, keepdim=True) + 1
         log = magnitude.clamp(min=1e-6).log()
-        left, peak, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
-        curve = (2 * (left - 2 * peak + right)).clamp(max=-1e-6)
-        shift = (left - right) / curve  # to the vertex of the parabola through the three
+        # The peak lies at the vertex of the parabola through the three highest bins.
+        left = log.gather(-1, k - 1)
+        peak = log.gather(-1, k)
+        right = log.gather(-1, k + 1)
+        curve = 2 * (left - 2 * peak + right)
+        shift = (left - right) / curve.clamp(max=-1e-6)
         shift = shift.clamp(-0.5, 0.5)
-        # In turns; whole bins are added up as integers, which lose no digits
+        # The phase is counted in turns; whole bins add up as integers, which lose no digits.
         whole = (HOP * k).cumsum(1) % N_FFT / N_FFT
-        turns = whole + HOP / N_FFT * (shift.cumsum(1) - (k + shift) / 2)  # at the window's middle
+        since_middle = shift.cumsum(1) - (k + shift) / 2  # of the window
+        turns = whole + HOP / N_FFT * since_middle
         middle = 2 * math.pi * (turns % 1)
         cos, sin = middle.cos(), middle.sin()
         # A bin counts its phase from the window's start, half a window before its middle.
-        lag = torch.arange(N_BINS, device=k.device) * (math.pi / N_FFT * (WIN_LENGTH - 1))
+        bins = torch.arange(N_BINS, device=k.device)
+        lag = bins * (math.pi / N_FFT * (WIN_LENGTH - 1))
         c, s = lag.cos(), lag.sin()
-        return magnitude[..., None, :] * torch.stack([cos * c + sin * s, sin * c - cos * s], -2)
+        real = cos * c + sin * s
+        imaginary = sin * c - cos * s
+        return magnitude[..., None, :] * torch.stack([real, imaginary], -2)
 
     def wave(self, magnitude, heard):
         """Magnitudes (B, frames, F) -> waveforms (B, frames * HOP). The phase is that of the same
         frame of the spectrum heard (B, frames, 2, F), if that sounds alike, or else a guess. After
         12 guesses at its phase a tone would be 10 ms longer."""
         difference = (magnitude - self.magnitude(heard)).abs().amax(-1)
-        alike = (difference < 0.5 * magnitude.amax(-1))[..., None, None]
-        guess = self.guess_phase(magnitude)
-        spectrum = torch.where(alike, self.with_phase(magnitude, heard), guess)
+        alike = difference < 0.5 * magnitude.amax(-1)
+        copied = self.with_phase(magnitude, heard)
+        guessed = self.guess_phase(magnitude)
+        spectrum = torch.where(alike[..., None, None], copied, guessed)
         # One iteration of Griffin and Lim
-        spectrum = self.with_phase(magnitude, self.stft(self.istft(spectrum)))
-        return self.istft(spectrum)
+        again = self.stft(self.istft(spectrum))
+        return self.istft(self.with_phase(magnitude, again))
 
 
 # --- Mamba-2 ---
+
+def in_chunks(x, n):
+    """(B, T, ...) -> (B, n, Q, ...), with zeros behind the last token"""
+    n_missing = -x.shape[1] % n
+    behind = (0, 0) * (x.dim() - 2) + (0, n_missing)
+    return F.pad(x, behind).unflatten(1, (n, -1))
+
+
+def decays(at, since, diagonal=0):
+    """Logarithms of decay up to each of n places, (..., n) -> what is kept from place j, since
+    then, at place i, (..., n, n): nothing of what lies in the future"""
+    between = at[..., :, None] - since[..., None, :]
+    is_past = torch.ones_like(between[0, 0], dtype=torch.bool).tril(diagonal)
+    # -inf goes in before exp: what lies in the future would overflow.
+    return between.masked_fill(~is_past, -math.inf).exp()
+
 
 def ssd(x, dt, A, B, C, chunk=CHUNK):
     """The scan of Mamba-2 (Dao and Gu, 2024, listing 1), by matrix products within chunks:
@@ -201,39 +273,43 @@ def ssd(x, dt, A, B, C, chunk=CHUNK):
 
     x (B, T, H, P), dt (B, T, H) positive and A (H,) not positive, both fp32 or better, B and C
     (B, T, N), shared by the heads -> y (B, T, H, P)"""
-    T, H, P = x.shape[1:]
+    T = x.shape[1]
     n = -(-T // chunk)  # chunks, of equal length
-    Q = -(-T // n)
-    decay = dt * A
+    decay = in_chunks(dt * A, n)
     x = (x * dt[..., None]).to(x.dtype)
-    if T % Q:
-        rows = (0, n * Q - T)
-        x = F.pad(x, (0, 0, 0, 0, *rows))
-        decay, B, C = (F.pad(t, (0, 0, *rows)) for t in (decay, B, C))
-    x, decay, B, C = (t.unflatten(1, (n, Q)) for t in (x, decay, B, C))  # (B, n, Q, ...)
+    x = in_chunks(x, n)  # (B, n, Q, H, P)
+    B = in_chunks(B, n)  # (B, n, Q, N)
+    C = in_chunks(C, n)
 
     # Within a chunk: what came in at token j reaches token i >= j, decayed by the tokens between.
     decay = decay.cumsum(2)  # (B, n, Q, H), from the start of the chunk
-    by_head = decay.transpose(2, 3)  # (B, n, H, Q)
-    past = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
-    between = by_head[..., :, None] - by_head[..., None, :]
-    # -inf goes in before exp: what lies in the future would overflow.
-    L = between.masked_fill(~past, -math.inf).exp()  # (B, n, H, Q, Q)
-    scores = (C @ B.transpose(2, 3))[:, :, None] * L
-    y = (scores.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)  # (B, n, Q, H, P)
-
-    # Between chunks: the states that earlier chunks leave behind.
+    by_head = decay.transpose(2, 3)
+    scores = C @ B.transpose(2, 3)  # (B, n, Q, Q)
+    scores = scores[:, :, None] * decays(by_head, by_head)  # (B, n, H, Q, Q)
+    y = scores.to(x.dtype) @ x.transpose(2, 3)
+    y = y.transpose(2, 3)  # (B, n, Q, H, P)
+    # Between chunks: what earlier ones leave behind.
     if n > 1:
-        to_end = (decay[:, :, -1:] - decay).exp()[..., None].to(x.dtype)
-        left = B.transpose(2, 3) @ (x * to_end).flatten(3)  # (B, n, N, HP)
-        total = by_head[..., -1].transpose(1, 2).cumsum(2)  # (B, H, n)
-        before = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
-        between = F.pad(total, (1, -1))[..., :, None] - total[..., None, :]
-        reach = between.masked_fill(~before, -math.inf).exp().to(x.dtype)
-        state = torch.einsum('bhij,bjnhp->binhp', reach, left.unflatten(3, (H, P)))
-        from_start = decay.exp()[..., None].to(x.dtype)
-        y = y + (C @ state.flatten(3)).unflatten(3, (H, P)) * from_start
+        y = y + from_earlier_chunks(x, decay, B, C)
     return y.flatten(1, 2)[:, :T]
+
+
+def from_earlier_chunks(x, decay, B, C):
+    """What the states that earlier chunks leave behind give to each token: x (B, n, Q, H, P), decay
+    (B, n, Q, H) from the start of the chunk, B and C (B, n, Q, N) -> (B, n, Q, H, P)"""
+    # Each chunk alone leaves a state at its end.
+    to_end = (decay[:, :, -1:] - decay).exp()
+    left = x * to_end[..., None].to(x.dtype)
+    left = B.transpose(2, 3) @ left.flatten(3)  # (B, n, N, HP)
+    left = left.unflatten(3, x.shape[3:])
+    # The states of all earlier chunks, decayed since, add up at a chunk's start.
+    total = decay[:, :, -1].transpose(1, 2).cumsum(2)  # (B, H, n)
+    kept = decays(F.pad(total, (1, -1)), total, -1)  # (B, H, n, n)
+    state = torch.einsum('bhij,bjnhp->binhp', kept.to(x.dtype), left)
+    # Each token reads them, decayed since that start.
+    y = C @ state.flatten(3)
+    from_start = decay.exp()[..., None].to(x.dtype)
+    return y.unflatten(3, x.shape[3:]) * from_start
 
 
 def causal_conv(x, weight, bias):
@@ -241,6 +317,7 @@ def causal_conv(x, weight, bias):
     -> (B, T, C)"""
     K, T = len(weight), x.shape[1]
     padded = F.pad(x, (0, 0, K - 1, 0))
+    # GPUs are faster at a sum of four shifted copies than at their own convolution.
     y = sum(padded[:, k:k + T] * weight[k] for k in range(K))
     return F.silu(y + bias).to(x.dtype)
 
@@ -248,31 +325,24 @@ def causal_conv(x, weight, bias):
 def gate_and_norm(y, z):
     """The scan's y (..., H, P) and the gate z (..., HP) -> (..., HP). The norm is over each head:
     one that counts far must not drown the others."""
-    y = y.float() * F.silu(z).unflatten(-1, y.shape[-2:])
-    return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
+    gate = F.silu(z).unflatten(-1, y.shape[-2:])
+    y = y.float() * gate
+    y = F.rms_norm(y, y.shape[-1:], eps=1e-5)
+    return y.flatten(-2)
 
 
-def turned(x, angle):
-    """Pairs of (B, T, N), the first half with the second, turned by angles (B, T, N / 2)"""
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd, turns=None):
+def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
     """All of a Mamba-2 layer between its two projections, with any scan(x, dt, A, B, C):
-    (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton. The state turns by the angles
-    turns (B, T, N / 2), if they are given (after Mamba-3: Lahoti et al., 2026,
-    arXiv:2603.15569)."""
+    (B, T, W) -> (B, T, HP). fast/kernels.py has the same in Triton."""
     H = len(A)
     z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
-    dt = F.softplus(dt[..., :H].float() + dt_bias) * pace
-    x, B, C = causal_conv(xBC, weight, bias).split([H * P, N, N], -1)
-    if turns is not None:  # turning what goes in and what comes out is turning the state
-        angle = turns.cumsum(1)
-        B, C = turned(B, angle), turned(C, angle)
+    dt = dt[..., :H].float() + dt_bias
+    dt = F.softplus(dt) * pace
+    xBC = causal_conv(xBC, weight, bias)
+    x, B, C = xBC.split([H * P, N, N], -1)
     x = x.unflatten(-1, (H, P))  # (B, T, H, P)
-    return gate_and_norm(scan(x, dt, A, B, C) + D[:, None] * x, z)
+    y = scan(x, dt, A, B, C) + D[:, None] * x
+    return gate_and_norm(y, z)
 
 
 class Mamba2(nn.Module):
@@ -281,11 +351,12 @@ class Mamba2(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.c = c
+        self.sizes = c.head_dim, c.d_state
+        self.mixer = mixer  # or a faster one
         n_heads = c.d_inner // c.head_dim
         self.forever = round(c.counting * n_heads)  # heads with A = 0: nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
-        width = c.d_inner + d_conv + n_heads + c.turning * c.d_state // 2
+        width = c.d_inner + d_conv + n_heads
         self.norm = nn.RMSNorm(c.d_model)
         # GPUs are slow at widths that are no multiple of 8; what is added is not used.
         self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)
@@ -297,31 +368,13 @@ class Mamba2(nn.Module):
         self.gate_norm = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
-    def A(self):
-        return F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
-
     def forward(self, u, pace):
-        c = self.c
         zxBCdt = self.in_proj(self.norm(u))
-        inputs = (zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D,
-                  c.head_dim, c.d_state)
-        if c.ssd == 'auto' and not c.turning and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
-            return u + self.project(ShortMixer.apply(*inputs))
-        turns = None
-        if c.turning:
-            last = len(self.dt_bias) + 2 * c.d_inner + 2 * c.d_state
-            turns = zxBCdt[..., last:last + c.d_state // 2].float().tanh() * math.pi * pace
-        return u + self.project(mixer(*inputs, self.scan(u), turns))
-
-    def scan(self, u):
-        """The fastest scan for u (B, T, D)"""
-        from_tokens = {'auto': KERNEL_FROM, 'torch': math.inf, 'mamba_ssm': 0}[self.c.ssd]
-        by_kernel = u.is_cuda and u.shape[1] >= from_tokens and not kernel_missing()
-        return ssd_kernel if by_kernel else ssd
-
-    def project(self, y):
-        """(..., HP) -> (..., D). The norm's weights go into out_proj: fewer passes over memory."""
-        return F.linear(y, self.out_proj.weight * self.gate_norm)
+        A = F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
+        conv = self.conv_weight, self.conv_bias
+        y = self.mixer(zxBCdt, pace, *conv, self.dt_bias, A, self.D, *self.sizes)
+        # The norm's weights go into the projection: fewer passes over memory.
+        return u + F.linear(y, self.out_proj.weight * self.gate_norm)
 
 
 # --- attention ---
@@ -330,38 +383,52 @@ def rotary(x):
     """Rotate pairs of (B, h, T, d) by the clock (Su et al., 2021), every 6 to 400 tokens"""
     half = x.shape[-1] // 2
     rate = 64.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    time = torch.arange(x.shape[2], device=x.device)
+    angle = time[:, None] * rate
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
     a, b = x.split(half, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def around(x):
     """(B, h, T, d) -> (B, h, T / w, 3w, d): each window with the one before and the one after"""
-    w = WINDOW
-    return F.pad(x, (0, 0, w, w + -x.shape[2] % w)).unfold(2, 3 * w, w).transpose(-1, -2)
+    behind = WINDOW + -x.shape[2] % WINDOW
+    padded = F.pad(x, (0, 0, WINDOW, behind))
+    return padded.unfold(2, 3 * WINDOW, WINDOW).transpose(-1, -2)
 
 
 def local_attention(q, k, v, valid, reach, causal=False):
     """Attention within `reach` <= WINDOW tokens, in time linear in T: q and k (B, h, T, d), v
     (B, h, T, any), valid (B or 1, 1, T) bool -> (B, h, T, any)"""
-    w, T = WINDOW, q.shape[2]
-    q = F.pad(q, (0, 0, 0, -T % w)).unflatten(2, (-1, w))  # (B, h, T / w, w, d)
-    score = (q @ around(k).transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    query_at = torch.arange(w, device=q.device)
-    offset = torch.arange(-w, 2 * w, device=q.device) - query_at[:, None]  # of the key, (w, 3w)
+    T, d = q.shape[2:]
+    q = F.pad(q, (0, 0, 0, -T % WINDOW))
+    q = q.unflatten(2, (-1, WINDOW))  # (B, h, T / w, w, d)
+    score = q @ around(k).transpose(-1, -2)  # (B, h, T / w, w, 3w)
+    score = score.float() / math.sqrt(d)
+    query_at = torch.arange(WINDOW, device=q.device)
+    key_at = torch.arange(-WINDOW, 2 * WINDOW, device=q.device)
+    offset = key_at - query_at[:, None]  # (w, 3w)
     near = offset.abs() <= reach
     if causal:
         near = near & (offset <= 0)
-    near = near & (around(valid[..., None].to(q.dtype)).transpose(-1, -2) > 0)
+    counts = around(valid[..., None].to(q.dtype)) > 0
+    near = near & counts.transpose(-1, -2)
     # A large negative number, not -inf: a query may see no key at all, and then gets nothing.
-    weights = score.masked_fill(~near, -1e9).softmax(-1).masked_fill(~near, 0)
-    return (weights.to(q.dtype) @ around(v)).flatten(2, 3)[:, :, :T]
+    weights = score.masked_fill(~near, -1e9).softmax(-1)
+    weights = weights.masked_fill(~near, 0).to(q.dtype)
+    y = weights @ around(v)
+    return y.flatten(2, 3)[:, :, :T]
 
 
 def split_heads(x, n):
     """(B, T, n * d) -> (B, n, T, d)"""
     return x.unflatten(-1, (n, -1)).transpose(1, 2)
+
+
+def join_heads(x):
+    """(B, n, T, d) -> (B, T, n * d)"""
+    return x.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -375,12 +442,13 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
     def forward(self, x, pace=None):
-        qkv = self.qkv(self.norm(x)).chunk(3, -1)
-        q, k, v = (split_heads(t, self.n_head) for t in qkv)
+        qkv = self.qkv(self.norm(x))
+        q, k, v = split_heads(qkv, 3 * self.n_head).chunk(3, 1)  # (B, h, T, d)
+        q, k = rotary(q), rotary(k)
         # Padding comes last, and is never looked at.
-        valid = torch.ones(1, 1, x.shape[1], dtype=torch.bool, device=x.device)
-        y = local_attention(rotary(q), rotary(k), v, valid, WINDOW, causal=True)
-        return x + self.out_proj(y.transpose(1, 2).flatten(2))
+        valid = torch.ones_like(x[:1, None, :, 0], dtype=torch.bool)
+        y = local_attention(q, k, v, valid, WINDOW, causal=True)
+        return x + self.out_proj(join_heads(y))
 
 
 class CrossAttention(nn.Module):
@@ -391,7 +459,7 @@ class CrossAttention(nn.Module):
     the model knows.
 
     query (1, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), perhaps a
-    losses.Hiding -> (B, T, D), pointed-at frames (B, T, patch * F)"""
+    lessons.Hiding -> (B, T, D), pointed-at frames (B, T, patch * F)"""
 
     def __init__(self, c):
         super().__init__()
@@ -405,36 +473,59 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(c.d_model, c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
+    def point_straight(self, start):
+        """Let the pointer look straight across, given the decoder's query (D,)"""
+        query = self.q(self.norm(start))
+        self.pointer_key.copy_(query[len(start):])
+
     def forward(self, query, memory, frames, valid, hiding=None):
-        T, half = memory.shape[1], self.n_head // 2
         memory = self.memory_norm(memory)
         found, own, known = memory, memory, valid
         if hiding is not None:
-            found, known = memory[hiding.neighbour], valid[hiding.neighbour]
-            own = torch.where(hiding.visible[..., None], memory, found + hiding.noise)
+            # Content finds another question's memory, and so does the clock, where it may not see.
+            found = memory[hiding.neighbour]
+            known = valid[hiding.neighbour]
+            decoy = found + hiding.noise
+            own = torch.where(hiding.visible[..., None], memory, decoy)
         q = split_heads(self.q(self.norm(query)), self.n_head + 1)
-        half_of_k, half_of_v = self.k.weight.chunk(2), self.v.weight.chunk(2)
+        half = self.n_head // 2
+        by_content, by_clock = q.split((half, half + 1), 1)
+        content = self.by_content(by_content, found, known, own)
+        clock, pointed = self.by_clock(by_clock, own, frames, valid[:, None])
+        y = torch.cat([content.expand_as(clock), clock], 1)
+        return self.out_proj(join_heads(y)), pointed
 
-        # Content: the first half of the heads
-        k = split_heads(F.linear(found, half_of_k[0]), half)  # (B, h, T, d)
-        v = split_heads(F.linear(found, half_of_v[0]), half)
-        score = self.content_query(q[:, :half], own) @ k.transpose(-1, -2)  # (B, h, 1, T)
+    def by_content(self, q, found, known, own):
+        """The first half of the heads: q (1, h, 1, d) over all that is found (B, T, D), as far as
+        it is known (B, T) -> (B, h, 1 or T, d)"""
+        h = q.shape[1]
+        k = F.linear(found, self.k.weight.chunk(2)[0])
+        v = F.linear(found, self.v.weight.chunk(2)[0])
+        k, v = split_heads(k, h), split_heads(v, h)  # (B, h, T, d)
+        score = self.content_query(q, own) @ k.transpose(-1, -2)  # (B, h, 1, T)
         score = score.float() / math.sqrt(q.shape[-1])
-        weights = score.masked_fill(~known[:, None, None], -1e9).softmax(-1)
-        content = weights.to(v.dtype) @ v
+        is_padding = ~known[:, None, None]
+        weights = score.masked_fill(is_padding, -1e9).softmax(-1)
+        return weights.to(v.dtype) @ v
 
-        # Clock: the second half
-        k = split_heads(F.linear(own, half_of_k[1]), half)
-        v = split_heads(F.linear(own, half_of_v[1]), half)
-
-        # The pointer is one more clock head, which reaches less far.
-        k = rotary(torch.cat([k, self.pointer_key.to(k.dtype).expand(len(k), 1, T, -1)], 1))
-        q = rotary(q[:, half:].expand(-1, -1, T, -1))
-        valid = valid[:, None]
-        clock = local_attention(q[:, :half], k[:, :half], v, valid, WINDOW)
-        pointed = local_attention(q[:, half:], k[:, half:], frames[:, None], valid, POINTER_WINDOW)
-        y = torch.cat([content.expand(-1, -1, T, -1), clock], 1)
-        return self.out_proj(y.transpose(1, 2).flatten(2)), pointed[:, 0]
+    def by_clock(self, q, own, frames, valid):
+        """The other half, and the pointer, which is one more such head and reaches less far:
+        q (1, h + 1, 1, d) -> (B, h, T, d), pointed-at frames (B, T, patch * F)"""
+        h, T = q.shape[1] - 1, own.shape[1]
+        k = F.linear(own, self.k.weight.chunk(2)[1])
+        v = F.linear(own, self.v.weight.chunk(2)[1])
+        k, v = split_heads(k, h), split_heads(v, h)
+        pointer_key = self.pointer_key.to(k.dtype)
+        pointer_key = pointer_key.expand_as(k[:, :1])
+        # Turned by the clock, a query and a key that are the same for all tokens tell their times.
+        k = rotary(torch.cat([k, pointer_key], 1))
+        q = rotary(q.expand(-1, -1, T, -1))
+        clock_q, pointer_q = q.split((h, 1), 1)
+        clock_k, pointer_k = k.split((h, 1), 1)
+        clock = local_attention(clock_q, clock_k, v, valid, WINDOW)
+        frames = frames[:, None]
+        pointed = local_attention(pointer_q, pointer_k, frames, valid, POINTER_WINDOW)
+        return clock, pointed[:, 0]
 
     def content_query(self, query, memory):
         """(1, h, 1, d): all tokens of the answer ask alike"""
@@ -443,21 +534,32 @@ class CrossAttention(nn.Module):
 
 # --- the model ---
 
+class Answer(NamedTuple):
+    frames: torch.Tensor          # (B, T * patch, F) log magnitudes of what is played
+    logits: torch.Tensor          # (B, T, n_symbols + 1) which symbol each token plays, or none
+    halt: torch.Tensor            # (B,) a logit that this is the answer; None without halting
+    so_far: torch.Tensor = None   # (B, T, n_so_far) what the question comes to, in training only
+
+
 class MiniJMamba(nn.Module):
-    def __init__(self, config, layer=Mamba2):
+    def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.tool = None  # what it may call between passes: see think.py
+        layer = part_named('layer', c.layer)
         self.spectrum = Spectrum()
-        self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
+        if c.front == 'stft':
+            self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
+        else:
+            self.embed = part_named('front', c.front)(c)
         self.encoder = nn.ModuleList(layer(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))  # the decoder's query
-        self.cross = CrossAttention(c)
+        self.cross = part_named('cross', c.cross)(c)
         self.decoder = nn.ModuleList(layer(c) for _ in range(c.n_decoder))
-        self.self_attention = SelfAttention(c)
+        self.self_attention = part_named('self_attention', c.self_attention)(c)
         self.norm = nn.RMSNorm(c.d_model)
         self.frames = nn.Linear(c.d_model, c.patch * N_BINS)
-        self.gate = nn.Linear(c.d_model, c.patch * len(c.points_at.split(',')))
+        n_places = len(c.points_at.split(','))
+        self.gate = nn.Linear(c.d_model, c.patch * n_places)
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
         self.so_far = nn.Linear(c.d_model, c.n_so_far)
         self.halt = nn.Linear(c.d_model, 1) if c.halting else None
@@ -467,92 +569,127 @@ class MiniJMamba(nn.Module):
     def init_weights(self):
         """All of it, except the norms (1) and D (1), which keep what they were made with"""
         c = self.config
+        depth = c.n_encoder + c.n_decoder + 2
         for name, p in self.named_parameters():
             if name.endswith('bias') and 'dt_bias' not in name:
                 nn.init.zeros_(p)
             elif p.dim() == 2:
                 fan_in = D_CONV if 'conv' in name else p.shape[1]
-                depth = math.sqrt(c.n_encoder + c.n_decoder + 2) if 'out_proj' in name else 1
-                nn.init.normal_(p, std=fan_in ** -0.5 / depth)
+                smaller = math.sqrt(depth) if 'out_proj' in name else 1
+                nn.init.normal_(p, std=fan_in ** -0.5 / smaller)
         nn.init.zeros_(self.frames.weight)  # silence, until something new is to be played
         nn.init.normal_(self.start)
-        # The pointer looks straight across at first.
-        query = self.cross.q(self.cross.norm(self.start))
-        self.cross.pointer_key.copy_(query[c.d_model:])
-        for layer in self.modules():
-            if not isinstance(layer, Mamba2):
-                continue
-            dt = torch.empty_like(layer.dt_bias).uniform_(math.log(1e-2), math.log(1.0)).exp()
+        self.cross.point_straight(self.start)
+        for layer in self.mamba_layers():
+            log_dt = torch.empty_like(layer.dt_bias)
+            dt = log_dt.uniform_(math.log(1e-2), math.log(1.0)).exp()
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
-            layer.A_log.copy_(torch.empty_like(layer.A_log).uniform_(1, 16).log())
+            layer.A_log.uniform_(1, 16).log_()
+
+    def mamba_layers(self):
+        return [layer for layer in self.modules() if isinstance(layer, Mamba2)]
+
+    def hand_in(self, mixer=None, compiled=None):
+        """Take faster functions: a mixer for all Mamba-2 layers, and for what a pass calls once a
+        function that makes such a one of it, as torch.compile does"""
+        for layer in self.mamba_layers() if mixer else ():
+            layer.mixer = mixer
+        if compiled:
+            self.hear = compiled(self.hear)
+            self.pace = compiled(self.pace)
+            self.play = compiled(self.play)
+            self.spectrum.squelch = compiled(self.spectrum.squelch)
+
+    def whole_tokens(self, question):
+        """(B, S) -> the same with silence up to a whole token"""
+        n_missing = -question.shape[1] % self.config.token
+        return F.pad(question, (0, n_missing))
 
     def hear(self, question):
-        """(B, S), padded to whole tokens -> log magnitudes (B, T, patch * F)"""
-        question = F.pad(question, (0, -question.shape[1] % self.config.token))
+        """(B, S) -> log magnitudes (B, T, patch * F)"""
+        question = self.whole_tokens(question).float()
         # bfloat16 has too few digits for this; float16 has those of TF32, and half the bytes.
         half = question.is_cuda and torch.is_autocast_enabled('cuda')
         with torch.autocast(question.device.type, torch.float16, half):
-            spectrum = self.spectrum.stft(question.float()).float()
-        return self.in_tokens(spectrum)
+            spectrum = self.spectrum.stft(question)
+        return self.in_tokens(spectrum.float())
 
     def in_tokens(self, spectrum):
         """(B, frames, 2, F) -> log magnitudes (B, T, patch * F)"""
-        frames = self.spectrum.log(self.spectrum.magnitude(spectrum))
+        magnitude = self.spectrum.magnitude(spectrum)
+        frames = self.spectrum.log(magnitude)
         return frames.unflatten(1, (-1, self.config.patch)).flatten(2)
+
+    def in_frames(self, tokens):
+        """(B, T, patch * any) -> (B, T * patch, any)"""
+        return tokens.unflatten(2, (self.config.patch, -1)).flatten(1, 2)
 
     def pace(self, frames):
         """(B, T, patch * F) -> (B, T, 1): how fast time passes, not at all in a pause"""
         if not self.config.freeze:
             return torch.ones_like(frames[..., :1])
-        return self.spectrum.sounds(frames.unflatten(-1, (self.config.patch, -1))).amax(-2)
+        by_frame = frames.unflatten(-1, (self.config.patch, -1))
+        return self.spectrum.sounds(by_frame).amax(-2)
 
-    def encode(self, frames):
-        """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t"""
-        x = self.embed(frames).float()  # the residual stream stays fp32 under autocast
+    def encode(self, frames, question=None):
+        """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t. Another front
+        than the STFT may need the waveforms, too."""
+        if self.config.front == 'stft':
+            x = self.embed(frames)
+        else:
+            x = self.embed(frames, self.whole_tokens(question))
+        x = x.float()  # the residual stream stays fp32 under autocast
         pace = self.pace(frames)
         for layer in self.encoder:
             x = layer(x, pace)
         return x
 
     def forward(self, question, lengths, may_generate=None, hiding=None):
-        """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> answer frames
-        (B, T * patch, F), log magnitudes; symbol logits (B, T, n_symbols + 1); with halting a logit
-        that this is the answer (B,), or None; logits on what the question comes to so far
-        (B, T, n_so_far). Training may say which frames may_generate, (B, T * patch), as all others
-        must be pointed at, and give a losses.Hiding."""
+        """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> Answer. Training
+        may say which frames may_generate, (B, T * patch), as all others must be pointed at, and
+        give a lessons.Hiding."""
         frames = self.hear(question)
-        memory = self.encode(frames)
-        return *self.answer(memory, frames, lengths, may_generate, hiding), self.so_far(memory)
+        memory = self.encode(frames, question)
+        answer = self.answer(memory, frames, lengths, may_generate, hiding)
+        return answer._replace(so_far=self.so_far(memory))
 
     def answer(self, memory, frames, lengths, may_generate=None, hiding=None):
-        """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> answer frames, symbol
-        logits, whether this is the answer"""
+        """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> Answer"""
         c, T = self.config, frames.shape[1]
         at = torch.arange(T, device=frames.device)
-        n = ((lengths + c.token - 1) // c.token).clamp(1, T)[:, None]  # tokens that count
+        n = (lengths + c.token - 1) // c.token  # tokens that count
+        n = n.clamp(1, T)[:, None]
         valid = at < n
+        # Frames to be copied lose their noise here; otherwise generated frames have the lower loss,
+        # and the model learns to generate everything.
+        tones = self.spectrum.squelch(self.in_frames(frames))
+        to_copy = self.elsewhere(tones)
+        to_copy = to_copy.unflatten(1, (-1, c.patch)).flatten(2)  # (B, T, patch * places * F)
         # The query knows nothing of the question: the encoder's last state after three divisors,
-        # say, was never trained. Frames to be copied lose their noise here; otherwise generated
-        # frames have the lower loss, and the model learns to generate everything.
+        # say, was never trained.
         query = self.start[None, None]
-        copied = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1)).flatten(1, 2))
-        copied = self.elsewhere(copied).unflatten(1, (-1, c.patch)).flatten(2)
-        x, copied = self.cross(query, memory, copied, valid, hiding)
+        x, copied = self.cross(query, memory, to_copy, valid, hiding)
         x = query + x
 
-        pace, half = self.pace(frames), len(self.decoder) // 2
-        # The first half runs from end to start, padding behind the rest; then all is turned back.
-        turned = torch.where(valid, n - 1 - at, at)[..., None]
-        x = x.gather(1, turned.expand_as(x))
+        pace = self.pace(frames)
+        half = len(self.decoder) // 2
+        # The first half of the decoder runs from end to start, as a carry does; padding stays
+        # behind the rest. Then all is turned back.
+        mirrored = torch.where(valid, n - 1 - at, at)[..., None]
+        x = x.gather(1, mirrored.expand_as(x))
         for layer in self.decoder[:half]:
-            x = layer(x, pace.gather(1, turned))
-        x = x.gather(1, turned.expand_as(x))
+            x = layer(x, pace.gather(1, mirrored))
+        x = x.gather(1, mirrored.expand_as(x))
         x = self.self_attention(x)
         for layer in self.decoder[half:]:
             x = layer(x, pace)
-        x = self.norm(x)  # It is the answer unless a token says that it goes on:
-        halt = self.halt and -self.halt(x)[..., 0].masked_fill(~valid, -math.inf).amax(1)
-        return *self.heads(x, copied, may_generate), halt
+        x = self.norm(x)
+        halt = None
+        if c.halting:  # It is the answer unless a token says that it goes on.
+            goes_on = self.halt(x)[..., 0]
+            goes_on = goes_on.masked_fill(~valid, -math.inf)
+            halt = -goes_on.amax(1)
+        return Answer(self.play(x, copied, may_generate), self.logits(x), halt)
 
     def elsewhere(self, frames):
         """Frames (B, n, F), 0 where nothing sounds -> what stands at each of config.points_at,
@@ -564,7 +701,10 @@ class MiniJMamba(nn.Module):
         first = torch.where(sounds, at, n).amin(1, keepdim=True)
         last = torch.where(sounds, at, -1).amax(1, keepdim=True)
         gap = self.config.patch
-        times = {'end': first + last - at, 'again': at - (last - first) - gap}
+        times = {
+            'end': first + last - at,
+            'again': at - (last - first) - gap,
+        }
         places = []
         for place in self.config.points_at.split(','):
             if place == 'same':
@@ -576,25 +716,32 @@ class MiniJMamba(nn.Module):
             places.append(frames.gather(1, index) * inside[..., None])
         return torch.stack(places, 2)
 
-    def heads(self, x, copied, may_generate):
-        """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames, symbol
-        logits"""
+    def play(self, x, copied, may_generate):
+        """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames
+        (B, T * patch, F)"""
         c = self.config
-        made = self.frames(x).unflatten(-1, (c.patch, -1))
+        made = self.frames(x)
+        made = made.unflatten(-1, (c.patch, -1))  # (B, T, patch, F)
         if may_generate is not None:
-            made = made * may_generate.unflatten(1, (-1, c.patch))[..., None]
+            may = may_generate.unflatten(1, (-1, c.patch))
+            made = made * may[..., None]
         if c.pointer:
             # A share for each place, and the rest for what is generated
-            shares = F.pad(self.gate(x).unflatten(-1, (c.patch, -1)), (0, 1)).softmax(-1)
-            copied = copied.unflatten(-1, (c.patch, shares.shape[-1] - 1, -1))
-            made = shares[..., -1:] * made + (shares[..., :-1, None] * copied).sum(-2)
-        return made.flatten(1, 2), self.logits(x)
+            shares = self.gate(x).unflatten(-1, (c.patch, -1))
+            shares = F.pad(shares, (0, 1)).softmax(-1)[..., None]
+            places = shares.shape[-2] - 1
+            copied = copied.unflatten(-1, (c.patch, places, -1))
+            copied = (shares[..., :-1, :] * copied).sum(-2)
+            made = shares[..., -1, :] * made + copied
+        return made.flatten(1, 2)
 
     @torch.no_grad()
     def pointer_weights(self, question):
         """One question (1, S) -> (T, T): where each token of the answer, a row, is fetched from"""
-        memory = self.encode(self.hear(question))
+        memory = self.encode(self.hear(question), question)
+        query = self.start[None, None]
         # What is fetched from each token is the token's own number.
-        one_hot = torch.eye(memory.shape[1], device=memory.device)[None]
-        valid = torch.ones_like(one_hot[0, :1], dtype=torch.bool)
-        return self.cross(self.start[None, None], memory, one_hot, valid)[1][0]
+        numbers = torch.eye(memory.shape[1], device=memory.device)
+        valid = torch.ones_like(numbers[:1], dtype=torch.bool)
+        _, fetched = self.cross(query, memory, numbers[None], valid)
+        return fetched[0]
