@@ -119,7 +119,7 @@ class RandomPointer(CrossAttention):
         nn.init.normal_(self.pointer_key)
 
 
-# --- fronts: log magnitudes (B, T, patch * F) and the waveform (B, S), S = T * token -> (B, T, D) ---
+# --- fronts: log magnitudes (B, T, patch * F) and the waveform (B, T * token) -> (B, T, D) ---
 
 class Mel(nn.Module):
     """The magnitudes, added up in bands that are as wide as the ear's"""

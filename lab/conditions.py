@@ -1,40 +1,46 @@
 """
-What can be done to the questions of a test: controls, which show what the answers depend on, and
-what rooms, players, instruments and telephones make of tones. SOUNDS has their names; 'real' is
-what training with sound = 'real' hears. Each function takes a batch and gives it back, changed.
+How a test's questions are heard. Controls show what the answers depend on; rooms, players,
+instruments and telephones make worse sound of tones. SOUNDS has the names of all; 'real' is what
+training with sound = 'real' hears.
+
+Each function takes a prepare.Batch b, and perhaps how much of it, and gives the batch back with
+other questions. Random numbers depend on how many questions there are, and on nothing else.
 """
 import io
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from prepare import BLOCK, LOUDNESS, SAMPLE_RATE, TONE_RMS, gain, play
 
 
-def generator_of(b):
-    """The same random numbers each time"""
-    return torch.Generator().manual_seed(len(b.asked))
-
-
 def white(b, *shape):
-    """White noise, as long as the questions (B, S) unless a shape is given"""
-    noise = torch.randn(shape or b.question.shape, generator=generator_of(b))
+    """White noise of deviation 1, as long as the questions (B, S) unless a shape is given"""
+    generator = torch.Generator().manual_seed(len(b.asked))
+    noise = torch.randn(shape or b.question.shape, generator=generator)
     return noise.to(b.question.device)
 
 
 def uniform(b, *shape):
-    return torch.rand(shape, generator=generator_of(b)).to(b.question.device)
+    """Numbers from 0 to 1"""
+    generator = torch.Generator().manual_seed(len(b.asked))
+    return torch.rand(shape, generator=generator).to(b.question.device)
+
+
+def add(b, sound):
+    return b._replace(question=b.question + sound)
 
 
 # --- controls ---
 
 def other_phases(b):
     n_samples = b.question.shape[1]
-    phase = uniform(b, *b.asked.shape)
+    phase = 2 * math.pi * uniform(b, *b.asked.shape)
     noise = b.question - play(b.asked, b.rhythm, n_samples)
-    rhythm = b.rhythm._replace(phase=2 * math.pi * phase)
-    return b._replace(question=noise + play(b.asked, rhythm, n_samples))
+    tones = play(b.asked, b.rhythm._replace(phase=phase), n_samples)
+    return b._replace(question=noise + tones)
 
 
 def noise_for_tones(b):
@@ -61,10 +67,6 @@ def shorter(b):
 
 # --- noise, rooms, what is recorded with ---
 
-def add(b, sound):
-    return b._replace(question=b.question + sound)
-
-
 def white_noise(b, db):
     """The power of the tones is so many dB over that of the noise."""
     return add(b, TONE_RMS * gain(-db) * white(b))
@@ -86,10 +88,11 @@ def echo(b, seconds):
     decay = 10 ** (-3 * torch.arange(n, device=b.question.device) / n)
     tail = white(b, len(b.question), n) * decay
     tail *= 0.5 * (seconds / 0.4) ** 0.5 / tail.norm(dim=1, keepdim=True)
-    tail[:, 0] = 1
-    size = b.question.shape[1] + n
-    wet = torch.fft.irfft(torch.fft.rfft(b.question, size) * torch.fft.rfft(tail, size), size)
-    return b._replace(question=wet[:, :b.question.shape[1]])
+    tail[:, 0] = 1  # the direct sound
+    S = b.question.shape[1]
+    spectrum = torch.fft.rfft(b.question, S + n) * torch.fft.rfft(tail, S + n)
+    wet = torch.fft.irfft(spectrum, S + n)
+    return b._replace(question=wet[:, :S])
 
 
 def clipped(b, share):
@@ -98,30 +101,37 @@ def clipped(b, share):
     return b._replace(question=LOUDNESS * question)
 
 
+def from_numpy(b, waves):
+    """The batch with waveforms (B, any) that NumPy or SciPy has made as its questions"""
+    question = torch.from_numpy(waves).float()
+    return b._replace(question=question.to(b.question.device))
+
+
 def telephone(b, high):
     """Only what lies between 300 Hz and `high`"""
-    from scipy.signal import butter, sosfilt  # slow to import, and sample.py does without
+    from scipy.signal import butter, sosfilt  # slow to import
     sections = butter(6, (300, high), 'bandpass', fs=SAMPLE_RATE, output='sos')
-    question = torch.from_numpy(sosfilt(sections, b.question.cpu().numpy()))
-    return b._replace(question=question.float().to(b.question.device))
+    return from_numpy(b, sosfilt(sections, b.question.cpu().numpy()))
 
 
 def file_rate(b, rate):
     """As read from a file of another sample rate"""
     from scipy.signal import resample_poly
     rate = int(rate)
-    there = resample_poly(b.question.cpu().double().numpy(), rate, SAMPLE_RATE, axis=1)
+    waves = b.question.cpu().double().numpy()
+    there = resample_poly(waves, rate, SAMPLE_RATE, axis=1)
     back = resample_poly(there, SAMPLE_RATE, rate, axis=1)
-    question = torch.from_numpy(back[:, :b.question.shape[1]])
-    return b._replace(question=question.float().to(b.question.device))
+    return from_numpy(b, back[:, :waves.shape[1]])
 
 
 def mu_law(b):
     """8 kHz in 8 bits, as telephones send it (ITU-T G.711)"""
     b = file_rate(b, 8000)
     x = b.question.clamp(-1, 1)
-    code = (x.sign() * torch.log1p(255 * x.abs()) / math.log(256) * 128).round() / 128
-    return b._replace(question=code.sign() * torch.expm1(code.abs() * math.log(256)) / 255)
+    code = x.sign() * torch.log1p(255 * x.abs()) / math.log(256)
+    code = (code * 128).round() / 128
+    sound = code.sign() * torch.expm1(code.abs() * math.log(256)) / 255
+    return b._replace(question=sound)
 
 
 def mp3(b, kbit):
@@ -134,15 +144,15 @@ def mp3(b, kbit):
             soundfile.write(file, wave, SAMPLE_RATE, format='MP3', compression_level=level,
                             bitrate_mode='CONSTANT')
             file.seek(0)
-            waves.append(torch.from_numpy(soundfile.read(file, dtype='float32')[0]))
-    question = torch.stack(waves).to(b.question.device)
-    more = question.shape[1] - b.question.shape[1]
-    return b._replace(question=question, lengths=b.lengths + more)
+            waves.append(soundfile.read(file, dtype='float32')[0])
+    more = len(waves[0]) - b.question.shape[1]
+    return from_numpy(b, np.stack(waves))._replace(lengths=b.lengths + more)
 
 
 def hum(b, hertz):
-    at = torch.arange(b.question.shape[1], device=b.question.device) / SAMPLE_RATE
-    return add(b, 0.1 * torch.sin(2 * math.pi * hertz * at))
+    """A sine at 0.1 of full scale"""
+    seconds = torch.arange(b.question.shape[1], device=b.question.device) / SAMPLE_RATE
+    return add(b, 0.1 * torch.sin(2 * math.pi * hertz * seconds))
 
 
 def clicks(b, a_second):
@@ -152,20 +162,26 @@ def clicks(b, a_second):
 
 # --- players and instruments ---
 
-def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtones=()):
-    """The same questions played otherwise: so much faster, with gaps of so many seconds, with each
-    symbol longer or shorter by this share at most, all tones so many hertz off pitch, each tone by
-    so many more at most, each up to so many dB louder or quieter, and with these amplitudes of the
-    second harmonic, the third, ... beside a first of 1"""
+def by_player(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtones=()):
+    """The same questions by another player, in faint noise
+
+    tempo      times as fast
+    gap        seconds of silence between tones, at tempo 1
+    uneven     share by which each symbol may be longer or shorter
+    off        hertz by which all tones are off pitch
+    each       hertz by which each tone may be off for itself
+    loudness   dB by which each tone may be louder or quieter
+    overtones  amplitudes of the second harmonic, the third, ... beside a first of 1"""
     r = b.rhythm
     spread = 2 * uniform(b, 3, *r.start.shape) - 1
-    between = r.end - r.start - r.length
+    silence = r.end - r.start - r.length
     if gap is not None:
-        between = torch.full_like(between, gap)
+        silence = torch.full_like(silence, gap)
     slower = (1 + uneven * spread[0]) / tempo
-    end = ((r.length + between) * slower).cumsum(1)
+    slot = (r.length + silence) * slower  # seconds
+    end = slot.cumsum(1)
     rhythm = r._replace(
-        start=end - (r.length + between) * slower,
+        start=end - slot,
         length=r.length * slower,
         end=end,
         detune=r.detune + off + each * spread[1],
@@ -173,9 +189,12 @@ def replayed(b, tempo=1, gap=None, uneven=0, off=0, each=0, loudness=0, overtone
         overtones=torch.tensor(overtones, device=end.device).expand(len(end), -1),
     )
     n_samples = math.ceil(float(end.amax()) * SAMPLE_RATE / BLOCK) * BLOCK
-    question = play(b.asked, rhythm, n_samples)
     last = torch.where(b.asked >= 0, end, 0).amax(1)
-    b = b._replace(question=question, lengths=(last * SAMPLE_RATE).long(), rhythm=rhythm)
+    b = b._replace(
+        question=play(b.asked, rhythm, n_samples),
+        lengths=(last * SAMPLE_RATE).long(),
+        rhythm=rhythm,
+    )
     return add(b, 0.015 * white(b))
 
 
@@ -183,13 +202,16 @@ def louder(b, db):
     return b._replace(question=b.question * gain(db))
 
 
+# --- their names ---
+
 # Amplitudes of the second harmonic, the third, ...
 INSTRUMENTS = {
     'square': [1 / k if k % 2 else 0.0 for k in range(2, 16)],
     'sawtooth': [1 / k for k in range(2, 16)],
     'piano': [gain(-6 * k) for k in range(1, 6)],
 }
-CHANGES = {
+# Kinds of sound; all others of VALUES are parameters of by_player.
+KINDS = {
     'phase': other_phases,
     'noise': noise_for_tones,
     'longer': longer,
@@ -207,7 +229,7 @@ CHANGES = {
     'clicks': clicks,
     'volume': louder,
 }
-# How much of it: what is after the _ in a sound's name, from good to bad
+# How much of a kind: what is after the _ in a sound's name, from good to bad
 VALUES = {
     'white': '20 10 5 0 -5 -10',
     'pink': '20 10 5 0 -5',
@@ -227,22 +249,17 @@ VALUES = {
     'hum': '50 60',
     'clicks': '1 5',
 }
-SOUNDS = [
-    'clean', 'real',
-    'phase', 'noise', 'longer', 'shorter',
-    'mulaw',
-    *INSTRUMENTS,
-]
+SOUNDS = ['clean', 'real', 'phase', 'noise', 'longer', 'shorter', 'mulaw', *INSTRUMENTS]
 SOUNDS += [f'{kind}_{x}' for kind in VALUES for x in VALUES[kind].split()]
 
 
-def change(b, sound):
-    """A batch and one of SOUNDS -> the batch with its questions played so"""
+def as_heard(b, sound):
+    """A batch and one of SOUNDS -> the batch with its questions as they are heard so"""
     kind, _, value = sound.partition('_')
     if kind in ('clean', 'real'):  # prepare.make_batch makes them
         return b
     if kind in INSTRUMENTS:
-        return replayed(b, overtones=INSTRUMENTS[kind])
-    if kind not in CHANGES:
-        return replayed(b, **{kind: float(value)})
-    return CHANGES[kind](b, float(value)) if value else CHANGES[kind](b)
+        return by_player(b, overtones=INSTRUMENTS[kind])
+    if kind not in KINDS:
+        return by_player(b, **{kind: float(value)})
+    return KINDS[kind](b, float(value)) if value else KINDS[kind](b)
