@@ -1,5 +1,7 @@
 """
 The scorer: waveforms in, symbols out, by FFT. It knows nothing of any model.
+
+Letters: B waveforms   S samples   T frames   K bins   M tones
 """
 import math
 from typing import NamedTuple
@@ -10,15 +12,16 @@ import torch.nn.functional as F
 from prepare import LOWEST, SAMPLE_RATE, SPACING
 from tasks import SYMBOLS, decode
 
-WINDOW, HOP = 400, 160   # samples: 25 ms frames, 10 ms apart
-N_FFT = 512              # of a frame
+FRAME, STEP = 400, 160   # samples: 25 ms frames, 10 ms apart
+FRAME_FFT = 512          # samples of a frame's FFT
+TONE_FFT = 2048          # samples of a tone, at most, that its pitch is measured in
 DEAF = 4                 # bins of a frame that are not listened to: hum and DC, under 125 Hz
 AROUND = 20              # bins on either side by which noise is told from a tone
 OVER_NOISE = 7.0         # dB of a tone over the noise around it, at least
 QUIET = 22.0             # dB under the loudest that a tone may be
+FAINTEST = -80.0         # dB below a full-scale sine under which nothing is heard
 DIP = 7.0                # dB between two equal tones that follow each other
-STEADY = 20.0            # dB over the noise under which three frames are needed to hear a dip
-LONGEST = 2048           # samples of a tone that its pitch is measured in
+NOISY = 20.0             # dB over the noise under which three frames are needed to hear a dip
 TOLERANCE = 49.0         # Hz off a tone that still count as it; tones are 100 Hz apart
 HIGHEST_OTHER = 0.3      # power of another peak over that of the tone
 LEAST_INSIDE = 0.05      # share of the power that lies in the tone and its overtones
@@ -29,88 +32,158 @@ UNKNOWN = len(SYMBOLS)   # a sound that is no symbol, '*' in text
 
 
 class Tones(NamedTuple):
-    """Every tone of a batch of waveforms, in order: which waveform, the symbol or UNKNOWN, start
-    and length in seconds, measured hertz, level in dB below a full-scale sine; whether another
-    partial that is no overtone stands beside it, as in a voice or a chord; (M,) each"""
-    clip: torch.Tensor
-    symbol: torch.Tensor
-    start: torch.Tensor
-    length: torch.Tensor
-    hertz: torch.Tensor
-    level: torch.Tensor
-    voiced: torch.Tensor
+    """Every tone of a batch of waveforms, in order, (M,) each"""
+    clip: torch.Tensor    # which waveform
+    symbol: torch.Tensor  # or UNKNOWN
+    start: torch.Tensor   # seconds
+    length: torch.Tensor  # seconds
+    hertz: torch.Tensor   # measured
+    level: torch.Tensor   # dB below a full-scale sine
+    voiced: torch.Tensor  # a partial that is no overtone stands beside it: a voice or a chord
 
 
 def power_of(waves):
-    """(..., n) -> |FFT|^2, without the square root that abs() takes"""
-    return torch.view_as_real(torch.fft.rfft(waves)).square().sum(-1)
+    """(..., n) -> |FFT|^2, (..., n / 2 + 1), without the square root that abs() takes"""
+    spectrum = torch.fft.rfft(waves)
+    return torch.view_as_real(spectrum).square().sum(-1)
 
 
 def decibels(power):
     return 10 * torch.log10(power.clamp(min=1e-30))
 
 
+def beside_bin(log, k):
+    """Log power (..., K) and its peaks' bins k (..., 1) -> by how many bins each peak lies beside
+    its bin, (..., 1): where the parabola through the three highest bins has its vertex"""
+    left, top, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
+    curve = 2 * (left - 2 * top + right)
+    return (left - right) / curve.clamp(max=-1e-6)
+
+
+# --- where the tones are ---
+
+def frame_power(waves):
+    """Waveforms (B, S) -> the power of each frame (B, T, K): a tone peaks at the square of its
+    amplitude"""
+    window = torch.hann_window(FRAME, device=waves.device)
+    window = 2 * window / window.sum()
+    frames = waves.unfold(1, FRAME, STEP) * window  # (B, T, FRAME)
+    power = power_of(F.pad(frames, (0, FRAME_FFT - FRAME)))
+    power[..., :DEAF] = 0
+    return power
+
+
 def noise_around(power):
-    """Power (..., F) -> the geometric mean of the bins around, which one tone changes little; of
+    """Power (..., K) -> the geometric mean of the bins around, which one tone changes little; of
     fewer at low pitches, as many on either side, as noise may fall off"""
     bins = torch.arange(power.shape[-1], device=power.device)
     reach = (bins - DEAF).clamp(0, AROUND)
     near = (bins - bins[:, None]).abs() <= reach
     weights = near / near.sum(0)
-    return (power.clamp(min=1e-10).log() @ weights).exp()
+    log = power.clamp(min=1e-10).log()
+    return (log @ weights).exp()
 
 
-def starts_of(on, moved):
-    """Frames (B, T) where sound starts, or where another tone follows without a gap"""
-    return on & (~F.pad(on[:, :-1], (1, 0)) | moved)
+def depth_of_dips(level, starts):
+    """Levels (B, T) in dB and the frames where runs start (B, T) -> how far each frame lies under
+    what its run reaches before it and will reach again, (B, T)"""
+    # All runs are gone through at once. A thousand decibels are added for each run before, and a
+    # real level is never so large, so the running maximum begins anew with every run.
+    lift = 1000 * starts.cumsum(1).double()
+    before = (level + lift).cummax(1).values - lift
+    backwards = (level - lift).flip(1)
+    after = backwards.cummax(1).values.flip(1) + lift
+    return before.minimum(after) - level
+
+
+def going_on(on, moved):
+    """Frames (B, T) that go on with the tone of the frame before: something sounds in both, and the
+    pitch has not moved"""
+    before = F.pad(on[:, :-1], (1, 0))
+    return on & before & ~moved
 
 
 def find_runs(waves, shortest):
     """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
     (M,) each"""
-    window = torch.hann_window(WINDOW, device=waves.device)
-    window = 2 * window / window.sum()  # a tone peaks at the square of its amplitude
-    frames = waves.unfold(1, WINDOW, HOP) * window
-    power = power_of(F.pad(frames, (0, N_FFT - WINDOW)))  # (B, T, 257)
-    power[..., :DEAF] = 0
+    power = frame_power(waves)
     # Over three frames noise varies less than a tone does.
-    by_bin = power.transpose(1, 2)
-    smooth = F.avg_pool1d(by_bin, 3, 1, 1, count_include_pad=False).transpose(1, 2)
-    peak, at = smooth.max(-1)
+    smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False)
+    smooth = smooth.transpose(1, 2)  # (B, T, K)
+    k = smooth.argmax(-1, keepdim=True)  # (B, T, 1)
 
-    def at_peak(x):
-        """(B, T, 257) -> (B, T)"""
-        return x.gather(-1, at[..., None])[..., 0]
+    def at_peak(power):
+        """(B, T, K) -> dB (B, T)"""
+        return decibels(power.gather(-1, k)[..., 0])
 
-    level = decibels(peak)
-    noise = decibels(at_peak(noise_around(smooth)))
+    level = at_peak(smooth)
+    noise = at_peak(noise_around(smooth))
     loudest = level.amax(1, keepdim=True)
-    on = (level > -80) & (level > loudest - QUIET) & (level > noise + OVER_NOISE)
-    moved = F.pad((at[:, 1:] - at[:, :-1]).abs() > 1, (1, 0))
+    lowest = (loudest - QUIET).clamp(min=FAINTEST)
+    on = (level > lowest) & (level > noise + OVER_NOISE)
+    moved = F.pad(k[..., 0].diff().abs() > 1, (1, 0))
 
-    # The same tone again: the level dips, and rises as high as before, or is as high again.
-    briefly = decibels(at_peak(power))
-    steady = loudest - noise.median(1, keepdim=True).values < STEADY
-    level = torch.where(steady, level, level.minimum(briefly))
+    # The same tone may sound again without a gap: then the level dips between. One frame shows it
+    # best, but in much noise one frame is not to be trusted.
+    noisy = loudest - noise.median(1, keepdim=True).values < NOISY
+    level = torch.where(noisy, level, level.minimum(at_peak(power)))
     level = torch.where(on, level, -300.0)
-    run = 1000 * starts_of(on, moved).cumsum(1).double()  # keeps the maxima of each run apart
-    before = (level + run).cummax(1).values - run
-    after = (level - run).flip(1).cummax(1).values.flip(1) + run
-    on = on & (before.minimum(after) - level < DIP)
+    starts = on & ~going_on(on, moved)
+    on = on & (depth_of_dips(level, starts) < DIP)
 
-    moves = F.pad(moved[:, 1:], (0, 1))  # after this frame
-    ends = starts_of(on.flip(1), moves.flip(1)).flip(1)
-    clip, first = starts_of(on, moved).nonzero(as_tuple=True)
-    last = ends.nonzero(as_tuple=True)[1]
+    goes_on = going_on(on, moved)
+    goes_further = F.pad(goes_on[:, 1:], (0, 1))
+    clip, first = (on & ~goes_on).nonzero(as_tuple=True)
+    _, last = (on & ~goes_further).nonzero(as_tuple=True)
     keep = last - first >= shortest - 1
     return clip[keep], first[keep], last[keep]
 
 
-def beside_bin(log, k):
-    """Log power (..., F) and its peaks' bins k (..., 1) -> by how many bins each peak lies beside
-    its bin, (..., 1): where the parabola through the three highest bins has its vertex"""
-    left, top, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
-    return (left - right) / (2 * (left - 2 * top + right)).clamp(max=-1e-6)
+# --- what each of them is ---
+
+def is_one_tone(power, k, wide):
+    """Spectra (M, K), the bins of their peaks k (M, 1) and how many bins a peak covers on either
+    side, (M, 1) -> is it one steady tone, and does a partial stand beside it that is none of its
+    own? (M,) each"""
+    bins = torch.arange(power.shape[1], device=k.device)
+    own = (bins - k).abs() <= wide
+    overtone = (bins % k).minimum(-bins % k) <= wide
+    known = own | overtone
+    highest = power.amax(1).clamp(min=1e-20)
+
+    # Overtones are lower than the tone.
+    other = torch.where(overtone, 0.5 * power, power)
+    second = other.masked_fill(own, 0).amax(1)
+    inside = (power * known).sum(1)
+    steady = second < HIGHEST_OTHER * highest
+    steady = steady & (inside > LEAST_INSIDE * power.sum(1))
+
+    band = bins < VOICE_BAND * TONE_FFT / SAMPLE_RATE
+    between = band & ~known & (power > 0)
+    log = power.clamp(min=1e-20).log()
+    floor = (log * between).sum(1) / between.sum(1)
+    partial = decibels((power * between).amax(1))
+    voiced = partial > decibels(highest) + VOICE
+    voiced = voiced & (partial > decibels(floor.exp()) + OVER_FLOOR)
+    return steady, voiced
+
+
+def total(x, clip):
+    """(M,) -> its sums over all tones of the same waveform, (M,)"""
+    by_clip = x.new_zeros(clip[-1] + 1).index_add(0, clip, x)
+    return by_clip[clip]
+
+
+def nearest_symbols(hertz, clip):
+    """Pitches (M,) -> symbols (M,), and whether they are near enough. The whole recording may be
+    off pitch: by the mean, on a circle, of all its tones."""
+    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
+    mean = torch.atan2(total(angle.sin(), clip), total(angle.cos(), clip))
+    off = SPACING / (2 * math.pi) * mean
+    above = hertz - LOWEST - off
+    symbol = (above / SPACING).round().clamp(0, UNKNOWN - 1).long()
+    error = (above - SPACING * symbol).abs()
+    return symbol, (error <= TOLERANCE) & (off.abs() <= TOLERANCE)
 
 
 def find_tones(waves, shortest=6):
@@ -122,67 +195,46 @@ def find_tones(waves, shortest=6):
     if a second peak, other than an overtone, is nearly as high, if the peak is lost in noise,
     or if most of the clip's tones are UNKNOWN."""
     waves = waves.cpu() if waves.is_mps else waves  # Apple's GPUs have no doubles
-    waves = F.pad(waves.float(), (WINDOW // 2, WINDOW // 2 + -waves.shape[1] % HOP))
+    pad = FRAME // 2
+    waves = F.pad(waves.float(), (pad, pad + -waves.shape[1] % STEP))
     clip, first, last = find_runs(waves, shortest)
     if not len(clip):
-        nothing = clip.float()
-        return Tones(clip, clip, nothing, nothing, nothing, nothing, clip > 0)
+        none = clip.float()
+        return Tones(clip, clip, none, none, none, none, voiced=clip > 0)
+    begin = first * STEP + pad // 2  # in the padded waveform
+    length = (last - first) * STEP + pad
 
-    # One FFT for each tone, over at most LONGEST samples about its middle
-    begin = first * HOP + WINDOW // 4  # in the padded waveform
-    length = (last - first) * HOP + WINDOW // 2
-    n = length.clamp(max=LONGEST)[:, None]
-    i = torch.arange(LONGEST, device=waves.device)
-    middle = clip * waves.shape[1] + begin + (length - n[:, 0]) // 2
-    sound = waves.flatten()[middle[:, None] + i.minimum(n - 1)]
+    # One FFT for each tone, over at most TONE_FFT samples about its middle
+    n = length.clamp(max=TONE_FFT)
+    middle = begin + (length - n) // 2
+    n = n[:, None]
+    i = torch.arange(TONE_FFT, device=waves.device)
+    sound = waves[clip[:, None], middle[:, None] + i.minimum(n - 1)]  # (M, TONE_FFT)
     taper = torch.sin(math.pi * (i + 0.5) / n).square() * (i < n)
-    power = power_of(sound * taper)
-    power[:, :DEAF * LONGEST // N_FFT] = 0
-    k = power[:, 1:-1].argmax(1) + 1
-    log = power.clamp(min=1e-20).log()
-    k = k[:, None]
-    hertz = (k + beside_bin(log, k))[:, 0] * (SAMPLE_RATE / LONGEST)
+    power = power_of(sound * taper)  # (M, K)
+    power[:, :DEAF * TONE_FFT // FRAME_FFT] = 0
+    k = power[:, 1:-1].argmax(1, keepdim=True) + 1
+    shift = beside_bin(power.clamp(min=1e-20).log(), k)
+    hertz = (k + shift)[:, 0] * (SAMPLE_RATE / TONE_FFT)
+    level = decibels(power.amax(1).clamp(min=1e-20))
+    level = level + 20 * torch.log10(2 / taper.sum(1))
 
-    # Is it one steady tone? Its own peak is wider if it is short; its overtones are lower.
-    bins = torch.arange(power.shape[1], device=k.device)
-    wide = (2 * LONGEST // n).clamp(min=6)
-    own = (bins - k).abs() <= wide
-    overtone = (bins % k).minimum(-bins % k) <= wide
-    highest = power.amax(1).clamp(min=1e-20)
-    weight = torch.where(overtone, 0.5, 1)
-    second = (power * weight * ~own).amax(1)
-    inside = (power * (own | overtone)).sum(1)
-    clear = second < HIGHEST_OTHER * highest
-    clear = clear & (inside > LEAST_INSIDE * power.sum(1))
-    between = ~(own | overtone) & (bins < VOICE_BAND * LONGEST / SAMPLE_RATE) & (power > 0)
-    other = decibels((power * between).amax(1))
-    floor = ((log * between).sum(1) / between.sum(1)).exp()
-    voiced = (other > decibels(highest) + VOICE) & (other > decibels(floor) + OVER_FLOOR)
-
-    # Which symbol? The whole recording may be off pitch: by the mean, on a circle, of all tones.
-    def of_clip(x):
-        """(M,) -> sums over each waveform's tones, (M,)"""
-        return torch.zeros(len(waves), device=k.device).index_add(0, clip, x)[clip]
-
-    angle = 2 * math.pi / SPACING * (hertz - LOWEST)
-    mean = torch.atan2(of_clip(angle.sin()), of_clip(angle.cos()))
-    off = SPACING / (2 * math.pi) * mean
-    tuned = hertz - LOWEST - off
-    symbol = (tuned / SPACING).round().clamp(0, UNKNOWN - 1).long()
-    error = (tuned - SPACING * symbol).abs()
-    clear = clear & (error <= TOLERANCE) & (off.abs() <= TOLERANCE)
-    # Where most are none it is speech or music.
-    n_clear = of_clip(clear.float())
-    n_tones = of_clip(torch.ones_like(hertz))
-    clear = clear & (n_clear >= n_tones / 2)
+    # A peak is wider if the tone is short.
+    wide = (2 * TONE_FFT // n).clamp(min=6)
+    steady, voiced = is_one_tone(power, k, wide)
+    symbol, is_near = nearest_symbols(hertz, clip)
+    is_symbol = steady & is_near
+    # Where fewer than half are symbols it is speech or music.
+    votes = is_symbol.float() - 0.5
+    is_symbol = is_symbol & (total(votes, clip) >= 0)
     return Tones(
         clip=clip,
-        symbol=torch.where(clear, symbol, UNKNOWN),
+        symbol=torch.where(is_symbol, symbol, UNKNOWN),
         # Three frames find a tone one frame early, and one late.
-        start=(begin + HOP - WINDOW // 2).clamp(min=0) / SAMPLE_RATE,
-        length=(length - 2 * HOP).clamp(min=HOP) / SAMPLE_RATE,
+        start=(begin + STEP - pad).clamp(min=0) / SAMPLE_RATE,
+        length=(length - 2 * STEP).clamp(min=STEP) / SAMPLE_RATE,
         hertz=hertz,
-        level=decibels(highest) + 20 * torch.log10(2 / taper.sum(1)),
+        level=level,
         voiced=voiced,
     )
 
@@ -191,7 +243,6 @@ def transcribe(waves, shortest=6):
     """Waveforms (B, S) -> a list of B texts; '*' stands for a sound that is no symbol. Tones as in
     find_tones."""
     tones = find_tones(waves, shortest)
-    rows = [[] for _ in waves]
-    for clip, symbol in zip(tones.clip.tolist(), tones.symbol.tolist(), strict=True):
-        rows[clip].append(symbol)
+    counts = tones.clip.bincount(minlength=len(waves))
+    rows = tones.symbol.cpu().split(counts.tolist())
     return [decode(row) for row in rows]
