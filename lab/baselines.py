@@ -23,6 +23,7 @@ from model import (
     WIN_LENGTH,
     CrossAttention,
     Mamba2,
+    join_heads,
     rotary,
     split_heads,
 )
@@ -60,7 +61,7 @@ class Transformer(nn.Module):
         qkv = self.qkv(self.norm(x)).chunk(3, -1)
         q, k, v = (split_heads(t, self.n_head) for t in qkv)  # (B, h, T, d)
         y = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
-        x = x + self.attention_out_proj(y.transpose(1, 2).flatten(2))
+        x = x + self.attention_out_proj(join_heads(y))
         hidden = F.gelu(self.up(self.mlp_norm(x)))
         return x + self.mlp_out_proj(hidden)
 
