@@ -6,7 +6,7 @@ $ python prepare.py --task=mirror --split=ood_length --num_samples=16 --out_dir=
 
 writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a metadata.jsonl.
 Training needs none of it: train.py makes its examples as it goes. With --format=text the puzzles
-are written in words, for models that read (words.py). dataset.py does the writing.
+are written in words, for models that read.
 
 A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a
 row of slots, so an answer symbol always sounds in the slot of a question symbol. What the tasks
@@ -14,14 +14,31 @@ ask and answer is in tasks/.
 
 Letters: B examples   N slots   S samples
 """
-import math
-from typing import NamedTuple
-
-# This comes first: --help and mistakes need not wait for the rest.
 from configurator import SEEDS, bounds, choices, configure, fail
 
+# --- settings: of the data set that is written ---
+task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
+format = 'wav'        # or text: the puzzles in words, for models that read
+out_dir = 'data'      # files go to out_dir/task/split, text to out_dir/task
+seed = 1337           # 1337 gives the examples that score.py asks
+# wav
+split = 'iid'         # train, val, iid, ood_length, ..., see the task's file
+num_samples = 16      # examples to write
+# text
+total_tokens = '10M'  # to write, at least; words, numbers and signs are counted
+levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
+ratios = '0.9,0.05,0.05'   # of train, validation and test
+dry_run = False       # say what would be written, and write nothing
+push = ''             # user/name: also upload it to the Hugging Face Hub
+config = configure(globals())
+
 # isort: split
+import math
+from functools import partial
+from typing import Callable, NamedTuple
+
 import torch
+from torch.utils._pytree import tree_map
 
 from audio.files import SAMPLE_RATE
 from tasks import REST, TASKS, draw, encode
@@ -54,24 +71,26 @@ class Rhythm(NamedTuple):
 def make_rhythm(n, slots, generator=None, device='cpu'):
     """A random rhythm for n examples of `slots` slots"""
     r = torch.rand(6, n, slots, generator=generator, device=device)
-    length = TONE * (1 - JITTER + 2 * JITTER * r[0])
-    gap = GAP * (1 - JITTER + 2 * JITTER * r[1])
-    end = LEAD * r[5, :, :1] + (length + gap).cumsum(1)
+    longer, wider, higher, louder, turned, later = r
+    length = TONE * (1 - JITTER + 2 * JITTER * longer)
+    gap = GAP * (1 - JITTER + 2 * JITTER * wider)
+    lead = LEAD * later[:, :1]  # before the first slot
+    end = lead + (length + gap).cumsum(1)
     return Rhythm(
         start=end - length - gap,
         length=length,
-        detune=DETUNE * (2 * r[2] - 1),
-        amplitude=0.5 + 0.3 * r[3],
-        phase=2 * math.pi * r[4],
+        detune=DETUNE * (2 * higher - 1),
+        amplitude=0.5 + 0.3 * louder,
+        phase=2 * math.pi * turned,
         end=end,
         overtones=r.new_zeros(n, 0),
     )
 
 
-def max_samples(slots):
-    """Samples that hold any rhythm of so many slots, a multiple of BLOCK"""
+def max_samples(slots, block=BLOCK):
+    """Samples that hold any rhythm of so many slots, a multiple of `block`"""
     longest = LEAD + slots * (TONE + GAP) * (1 + JITTER)
-    return math.ceil(round(SAMPLE_RATE * longest) / BLOCK) * BLOCK
+    return math.ceil(round(SAMPLE_RATE * longest) / block) * block
 
 
 def slot_at(start, n, interval, offset=0.0):
@@ -87,10 +106,12 @@ def slot_at(start, n, interval, offset=0.0):
 def sounding_at(symbols, rhythm, n, interval, offset=0.0):
     """Which of the symbols (B, N) sounds at time offset + interval * i, for i < n? -> (B, n), REST
     where none does"""
-    slot = slot_at(rhythm.start, n, interval, offset).clamp(min=0).long()
+    slot = slot_at(rhythm.start, n, interval, offset)
+    slot = slot.clamp(min=0).long()
     time = torch.arange(n, device=slot.device) * interval + offset
     since = time - rhythm.start.gather(1, slot)
-    inside = (since >= 0) & (since < rhythm.length.gather(1, slot))
+    length = rhythm.length.gather(1, slot)
+    inside = (since >= 0) & (since < length)
     return torch.where(inside, symbols.gather(1, slot), REST)
 
 
@@ -111,18 +132,31 @@ def play(symbols, rhythm, n_samples):
     first = of_block((rhythm.start * SAMPLE_RATE).ceil())
     t = torch.arange(n_blocks * block, device=slot.device).view(-1, block)
     t = (t - first) / SAMPLE_RATE  # (B, n_blocks, block)
-    to_edge = torch.minimum(t, of_block(rhythm.length) - t)  # seconds to the tone's nearer end
-    fade = torch.sin((to_edge / FADE).clamp(0, 1) * (math.pi / 2)).square()
+    # A tone fades over its first and its last 5 ms.
+    to_edge = torch.minimum(t, of_block(rhythm.length) - t)
+    faded = (to_edge / FADE).clamp(0, 1)
+    fade = torch.sin(faded * (math.pi / 2)).square()
     hertz = LOWEST + SPACING * symbols + rhythm.detune
     angle = t * of_block(2 * math.pi * hertz) + of_block(rhythm.phase)
-    wave = below = torch.sin(angle)
-    harmonic, twice_cos = 2 * torch.cos(angle) * below, 2 * torch.cos(angle)
-    for k in range(rhythm.overtones.shape[1]):
-        can_be = (k + 2) * hertz < SAMPLE_RATE / 2
-        wave = wave + of_block(rhythm.overtones[:, k:k + 1] * can_be) * harmonic
-        harmonic, below = twice_cos * harmonic - below, harmonic  # sin (k + 1)x from sin kx
+    wave = torch.sin(angle)
+    if rhythm.overtones.shape[1]:
+        wave = with_overtones(wave, angle, hertz, rhythm.overtones, of_block)
     amplitude = of_block(rhythm.amplitude * (symbols >= 0))
-    return (wave * fade * amplitude).flatten(1)[:, :n_samples]
+    wave = (wave * fade * amplitude).flatten(1)
+    return wave[:, :n_samples]
+
+
+def with_overtones(wave, angle, hertz, overtones, of_block):
+    """Sines of an angle (B, n_blocks, block), with overtones (B, K) that the sample rate can hold.
+    sin (k + 1)x comes from sin kx and the one below it, which costs no further sine."""
+    twice_cos = 2 * torch.cos(angle)
+    below, harmonic = wave, twice_cos * wave
+    for k in range(overtones.shape[1]):
+        can_be = (k + 2) * hertz < SAMPLE_RATE / 2
+        amplitude = overtones[:, k:k + 1] * can_be
+        wave = wave + of_block(amplitude) * harmonic
+        below, harmonic = harmonic, twice_cos * harmonic - below
+    return wave
 
 
 def play_text(text, seed=0, slots=0):
@@ -131,7 +165,8 @@ def play_text(text, seed=0, slots=0):
     if not text:
         raise ValueError("a question needs at least one symbol")
     symbols = encode(text) + [REST] * (slots - len(text))
-    rhythm = make_rhythm(1, len(symbols), torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    rhythm = make_rhythm(1, len(symbols), generator)
     n_samples = round(float(rhythm.end[0, -1]) * SAMPLE_RATE)
     return play(torch.tensor([symbols]), rhythm, n_samples)[0]
 
@@ -172,32 +207,36 @@ def real_rhythm(rhythm, last, n_samples, chance):
     """
     slots = rhythm.start.shape[1]
 
-    # Tempo: the gaps and each symbol for itself, then all of it, as slow as there is room for.
-    each = 1 + chance.uniform(-0.25, 0.25, slots) * chance.some(0.3)
-    length = rhythm.length * each
-    gap = (rhythm.end - rhythm.start - rhythm.length) * each
+    # Each symbol for itself is played longer or shorter, and the gaps wider or narrower.
+    uneven = 1 + chance.uniform(-0.25, 0.25, slots) * chance.some(0.3)
+    length = rhythm.length * uneven
+    gap = (rhythm.end - rhythm.start - rhythm.length) * uneven
     wider = chance.log_uniform(*GAPS) / GAP
     gap = gap * torch.where(chance.some(0.5), wider, 1.0)
+    # Then all of it gets its tempo, as slow as there is room for.
     lead = rhythm.start[:, :1]
     needed = (length + gap).cumsum(1).gather(1, last[:, None])
-    room = n_samples / SAMPLE_RATE - lead
+    left = n_samples / SAMPLE_RATE - lead
     tempo = chance.log_uniform(*TEMPO)
     tempo = torch.where(chance.some(0.6), tempo, 1.0)
-    tempo = tempo.minimum(room / needed)
+    tempo = tempo.minimum(left / needed)
     fits = tempo >= TEMPO[0]
     length = tempo * length
     gap = tempo * gap
-    end = torch.where(fits, lead + (length + gap).cumsum(1), rhythm.end)
+    end = lead + (length + gap).cumsum(1)
+    end = torch.where(fits, end, rhythm.end)
     start = torch.where(fits, end - length - gap, rhythm.start)
     length = torch.where(fits, length, rhythm.length)
 
-    # Pitch: the instrument is out of tune, or each tone is. Loudness, timbre.
-    tuned = chance.some(0.6)
-    off = torch.where(tuned, chance.uniform(-12, 12), chance.uniform(-49, 49))
-    each = torch.where(tuned & chance.some(0.4), 5, 1)
-    uneven = LOUDNESS * gain(chance.uniform(-6, 6, slots))
-    amplitude = torch.where(chance.some(0.4), uneven, rhythm.amplitude)
+    # The instrument is out of tune, or each tone is.
+    is_tuned = chance.some(0.6)
+    off = torch.where(is_tuned, chance.uniform(-12, 12), chance.uniform(-49, 49))
+    each = torch.where(is_tuned & chance.some(0.4), 5, 1)
+    # Some play each tone as loud as they like, and some all of them fainter.
+    by_tone = LOUDNESS * gain(chance.uniform(-6, 6, slots))
+    amplitude = torch.where(chance.some(0.4), by_tone, rhythm.amplitude)
     fainter = chance.uniform(-10, 0) * chance.some(0.3)
+    # The higher an overtone, the fainter it is.
     order = torch.arange(2, 2 + OVERTONES, device=start.device)
     overtones = chance.uniform(0, 1.1, OVERTONES) / order
     return Rhythm(
@@ -216,22 +255,26 @@ def coloured(white, each):
     an octave a number stays for twice as long as in the one above."""
     at = torch.arange(white.shape[1], device=white.device)
     octaves = [white[:, at >> k] for k in range(each.shape[1])]
-    return sum(a * octave for a, octave in zip(each[:, None].unbind(2), octaves, strict=True))
+    amplitudes = each[:, None].unbind(2)
+    return sum(a * octave for a, octave in zip(amplitudes, octaves, strict=True))
 
 
-def real_noise(n_samples, chance):
+def real_noise(n_samples, chance, coloured=coloured):
     """Noise (n, n_samples), from none to 6 dB over the tones, white or falling off towards high
     pitches, with a few clicks"""
+    # Four in ten are white: the highest octave alone.
     each = chance.uniform(0, 1, COLOURS) * ~chance.some(0.4)
     each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
     each = each / each.square().sum(1, keepdim=True).sqrt()
+    # Noise is loud, or hardly to be heard.
     under = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
     level = TONE_RMS * gain(-under)
     white = torch.randn(chance.n, n_samples, **chance.how)
     noise = coloured(white, level * each)
     at = (n_samples * chance.uniform(0, 1, 6)).long()
+    at = at.clamp(max=n_samples - 1)
     clicks = chance.uniform(-1, 1, 6) * chance.some(0.15)
-    return noise.scatter_add(1, at.clamp(max=n_samples - 1), clicks)
+    return noise.scatter_add(1, at, clicks)
 
 
 class Room(NamedTuple):
@@ -247,12 +290,14 @@ class Room(NamedTuple):
 def draw_room(chance):
     """Decaying rooms: 60 dB down after 0.05 to 1.2 s, 24 dB under the direct sound to 12 over it"""
     device = chance.how['device']
-    delays = 0.002 * 2 ** torch.arange(9, device=device)  # seconds; all examples share them
+    # All examples share the delays, from 2 ms up, each about twice the one before.
+    delays = 0.002 * 2 ** torch.arange(9, device=device)
     delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
     gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.2))
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
+    # Direct sound and echoes together are as loud as the tones alone.
     echoes = gain(chance.uniform(-24, 12))
-    direct = (1 + echoes.square()).rsqrt()  # all of it is as loud as the tones alone
+    direct = (1 + echoes.square()).rsqrt()
     signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
     return Room(
         delays=(delays * SAMPLE_RATE).long(),
@@ -268,7 +313,8 @@ def reverberate(waves, room):
     wet = waves
     for k in range(len(room.delays)):
         before = at - room.delays[k]
-        echo = wet.index_select(1, before.clamp(min=0)) * (before >= 0)
+        echo = wet.index_select(1, before.clamp(min=0))
+        echo = echo * (before >= 0)
         wet = wet + room.gains[:, k:k + 1] * echo
     return room.direct * waves + room.tail * (wet - waves)
 
@@ -286,10 +332,17 @@ def overdriven(waves, limit):
 
 def moved(rhythm, source):
     """The rhythm in which each slot plays the tone of another, source (B, N), just as it was"""
-    _, length, detune, amplitude, phase = (t.gather(1, source) for t in rhythm[:5])
+    length = rhythm.length.gather(1, source)
+    gap = rhythm.end - rhythm.start - rhythm.length
     end = rhythm.end + (length - rhythm.length).cumsum(1)
-    start = end - (rhythm.end - rhythm.start - rhythm.length) - length
-    return Rhythm(start, length, detune, amplitude, phase, end, rhythm.overtones)
+    return rhythm._replace(
+        start=end - gap - length,
+        length=length,
+        detune=rhythm.detune.gather(1, source),
+        amplitude=rhythm.amplitude.gather(1, source),
+        phase=rhythm.phase.gather(1, source),
+        end=end,
+    )
 
 
 def answer_rhythm(task, asked, rhythm):
@@ -303,20 +356,23 @@ def repeats_at(task, asked, wanted, rhythm, n, interval):
     another, sound between interval * i and interval * (i + 1), for i < n? -> (B, n) bool"""
     if TASKS[task].source:
         asked, rhythm = wanted, answer_rhythm(task, asked, rhythm)
-    slot = slot_at(rhythm.start, n, interval, interval).clamp(min=0)
+    slot = slot_at(rhythm.start, n, interval, interval)
+    slot = slot.clamp(min=0)
     ends = (rhythm.start + rhythm.length).gather(1, slot)
     sounds = torch.arange(n, device=slot.device) * interval < ends
-    return sounds & ((asked == wanted) & (asked != REST)).gather(1, slot)
+    repeats = (asked == wanted) & (asked != REST)
+    return sounds & repeats.gather(1, slot)
 
 
 def only_repeated(waves, task, asked, wanted, rhythm):
     """Waveforms (B, S) without what echoes into a gap, or into the slot of something new"""
     block = SAMPLE_RATE // 100
-    kept = repeats_at(task, asked, wanted, rhythm, waves.shape[1] // block, 0.01)
-    return (waves.unflatten(1, (-1, block)) * kept[:, :, None]).flatten(1)
+    blocks = waves.unflatten(1, (-1, block))
+    kept = repeats_at(task, asked, wanted, rhythm, blocks.shape[1], 0.01)
+    return (blocks * kept[:, :, None]).flatten(1)
 
 
-def play_plainly(symbols, rhythm, n_samples):
+def play_plainly(symbols, rhythm, n_samples, play=play):
     """What is played anew, not repeated: on pitch and of middle loudness"""
     plain = rhythm._replace(
         detune=torch.zeros_like(rhythm.detune),
@@ -338,56 +394,81 @@ class Batch(NamedTuple):
     rhythm: Rhythm
 
 
-def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
-               sound='clean', **override):
-    """n examples of a split, or part of them, rendered. The generator lives on `device`, except
-    for the splits that must be the same anywhere: give those a CPU generator and move the batch.
-    shuffled=True gives every question another's answer."""
-    chance = Chance(n, generator, device)
-    asked, wanted = draw(task, split, n, generator, device, **override)
-    slots = asked.shape[1]
-    if shuffled:
-        wanted = wanted[chance.uniform(0, 1)[:, 0].argsort()]
-    rhythm = make_rhythm(n, slots, generator, device)
-    n_samples = max_samples(slots)
+class Synthesis(NamedTuple):
+    """What most of the time goes into; a GPU is handed faster functions of the same names."""
+    play: Callable = play
+    reverberate: Callable = reverberate
+    coloured: Callable = coloured
+    overdriven: Callable = overdriven
 
-    # The window ends with the last slot that sounds in question or answer. In training, silence
-    # may follow, as in a recording and in a line of working whose end is used up.
+
+def last_of_window(asked, wanted, is_training, chance):
+    """The slot in which each window ends, (B,): the last that sounds in question or answer. In
+    training, silence may follow, as in a recording and in a line of working whose end is used up.
+    """
+    slots = asked.shape[1]
     at = torch.arange(slots, device=asked.device)
-    last = torch.where((asked != REST) | (wanted != REST), at, 0).amax(1)
-    if split == 'train':
+    sounds = (asked != REST) | (wanted != REST)
+    last = torch.where(sounds, at, 0).amax(1)
+    if is_training:
         share = chance.uniform(0, 1)[:, 0] ** 3
         last += (share * (slots - last)).long()
+    return last
 
+
+def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
+               sound='clean', synthesis=Synthesis(), block=BLOCK, **override):  # noqa: B008
+    """n examples of a split, or part of them, rendered, in windows of whole blocks. The generator
+    lives on `device`, except for the splits that must be the same anywhere: give those a CPU
+    generator and move the batch. shuffled=True gives every question another's answer."""
+    # Random numbers are drawn for all n, so that several processes draw alike.
+    chance = Chance(n, generator, device)
+    asked, wanted = draw(task, split, n, generator, device, **override)
+    if shuffled:
+        wanted = wanted[chance.uniform(0, 1)[:, 0].argsort()]
+    slots = asked.shape[1]
+    rhythm = make_rhythm(n, slots, generator, device)
+    n_samples = max_samples(slots, block)
+    last = last_of_window(asked, wanted, split == 'train', chance)
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
         room, limit = draw_room(chance), draw_limit(chance)
-        noise = real_noise(n_samples, chance)
+        noise = real_noise(n_samples, chance, synthesis.coloured)
     else:
         level = chance.uniform(0, NOISE)
         noise = level * torch.randn(n, n_samples, **chance.how)
 
+    # From here on a process plays its part alone.
     asked, wanted, noise, last = asked[part], wanted[part], noise[part], last[part]
     rhythm = Rhythm(*[t[part] for t in rhythm])
     new = (asked != wanted) & (TASKS[task].source is None)
-    played = answer_rhythm(task, asked, rhythm)
-    end = (rhythm.end.maximum(played.end) * SAMPLE_RATE).round().long()
-    lengths = end.gather(1, last[:, None])[:, 0]
-    changed = torch.where(new, end, 0).amax(1)
+    moved_rhythm = answer_rhythm(task, asked, rhythm)
+    end = rhythm.end.maximum(moved_rhythm.end)
+    end = (end * SAMPLE_RATE).round().long()
 
-    question = play(asked, rhythm, n_samples)
-    repeated = play(torch.where(new, REST, wanted), played, n_samples)
-    if sound == 'real':  # half of the examples are in rooms
+    question = synthesis.play(asked, rhythm, n_samples)
+    repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
+    if sound == 'real':
+        # Half of the examples are in rooms, in which what is repeated sounds like the question.
         half = len(question) // 2
         room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])
-        inside = reverberate(torch.cat([question[:half], repeated[:half]]), room)
-        question[:half], repeated[:half] = inside.chunk(2)
+        both = torch.cat([question[:half], repeated[:half]])
+        question[:half], repeated[:half] = synthesis.reverberate(both, room).chunk(2)
         repeated = only_repeated(repeated, task, asked, wanted, rhythm)
     question = question + noise
     if sound == 'real':
-        question, repeated = (overdriven(x, limit[part]) for x in (question, repeated))
-    answer = repeated + play_plainly(torch.where(new, wanted, REST), rhythm, n_samples)
-    return Batch(question, answer, lengths, changed, asked, wanted, rhythm)
+        question = synthesis.overdriven(question, limit[part])
+        repeated = synthesis.overdriven(repeated, limit[part])
+    made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
+    return Batch(
+        question=question,
+        answer=repeated + made,
+        lengths=end.gather(1, last[:, None])[:, 0],
+        changed=torch.where(new, end, 0).amax(1),
+        asked=asked,
+        wanted=wanted,
+        rhythm=rhythm,
+    )
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):
@@ -401,28 +482,18 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
         parts.append(make_batch(task, split, 50, generator, **override))
         made += 50
         if made >= n or len(parts) * parts[0].question.numel() >= most:
-            keep = 50 * len(parts) - max(0, made - n)
-            columns = zip(*[(*part[:-1], *part.rhythm) for part in parts], strict=True)
-            joined = [torch.cat(column)[:keep].to(device) for column in columns]
-            yield Batch(*joined[:6], Rhythm(*joined[6:]))
+            n_kept = 50 * len(parts) - max(0, made - n)
+            yield tree_map(partial(joined, n_kept, device), *parts)
             parts = []
+
+
+def joined(n, device, *parts):
+    """Parts of batches, tensors of one kind -> the first n of their rows, on a device"""
+    return torch.cat(parts)[:n].to(device)
 
 
 if __name__ == '__main__':
     from text.dataset import write_sounds, write_text
-    task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
-    format = 'wav'        # or text: the puzzles in words, for models that read
-    split = 'iid'         # of wav: train, val, iid, ood_length, ..., see the task's file
-    num_samples = 16      # of wav: examples to write
-    out_dir = 'data'      # files go to out_dir/task/split, text to out_dir/task
-    seed = 1337           # 1337 gives the examples that score.py asks
-    # of text
-    total_tokens = '10M'  # to write, at least; words, numbers and signs are counted
-    levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
-    ratios = '0.9,0.05,0.05'   # of train, validation and test
-    dry_run = False       # say what would be written, and write nothing
-    push = ''             # user/name: also upload it to the Hugging Face Hub
-    config = configure(globals())
     choices(config, format=('wav', 'text'))
     bounds(config, num_samples=1, seed=SEEDS)
     try:
