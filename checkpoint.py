@@ -6,21 +6,24 @@ $ python checkpoint.py --out_dir=out/mirror                            # writes 
 $ python sample.py --init_from=out/mirror/model.safetensors
 $ python sample.py --init_from=hf:user/name                            # from the Hugging Face Hub
 """
+from configurator import HERE, configure, fail
+
+# --- settings ---
+out_dir = 'out/mirror'  # folder of the checkpoint
+init_from = 'out_dir'   # or a file
+path = ''               # what to write; '' is model.safetensors in out_dir
+configure(globals())
+
+# isort: split
 import json
 import os
 import re
 import zipfile
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, configure, fail
-
-# isort: split
 import torch
 
-from lab.baselines import make_model
-from model import JMambaConfig
+from model import JMambaConfig, MiniJMamba
 from system import write_whole
-from tasks import tool_of
 
 RELEASE = os.path.join(HERE, 'assets', 'release.safetensors')
 WEIGHTS = 'model.safetensors'
@@ -97,7 +100,7 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
     # Does it fit this file, which users are meant to change?
     wrong = {'settings that it does not know': args.keys() - JMambaConfig.__dataclass_fields__}
     if not any(wrong.values()):
-        model = make_model(JMambaConfig(**args)).to(device)
+        model = MiniJMamba(JMambaConfig(**args)).to(device)
         needed = model.state_dict()
         both = needed.keys() & weights.keys()
         wrong = {'missing': needed.keys() - both, 'too many': weights.keys() - both,
@@ -108,7 +111,6 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
         raise ValueError(f"{path} was made by another model.py, which has been changed since "
                          f"({'; '.join(said)}); undo the change, or train into another folder")
     model.load_state_dict(weights)
-    model.tool = tool_of(checkpoint['config']['tasks'].split(','))
     return model.eval(), checkpoint
 
 
@@ -125,7 +127,7 @@ def results_of(out_dir, init_from):
 @torch.no_grad()
 def extended(model, config):
     """A model, made for fewer symbols and labels or without halting -> the same for a config"""
-    new = make_model(config).to(model.start.device)
+    new = MiniJMamba(config).to(model.start.device)
     weights, more = model.state_dict(), new.state_dict()
     for name in ('logits.weight', 'logits.bias', 'so_far.weight', 'so_far.bias'):
         old = weights[name]
@@ -149,10 +151,6 @@ def write_weights(checkpoint, path):
 
 
 if __name__ == '__main__':
-    out_dir = 'out/mirror'  # folder of the checkpoint
-    init_from = 'out_dir'   # or a file
-    path = ''               # what to write; '' is model.safetensors in out_dir
-    configure(globals())
     try:
         path = path or os.path.join(out_dir, WEIGHTS)
         write_weights(load_checkpoint(out_dir, init_from=init_from)[1], path)
