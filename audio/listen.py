@@ -11,23 +11,24 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from audio.files import STREAM_BLOCK
+from audio.tune import prepared
 from prepare import LEAD, SAMPLE_RATE
 from think import converse
 from transcribe import UNKNOWN, find_tones
 
-WAIT = 0.3        # seconds of silence that end a question, at least
-PATIENCE = 2.0    # or as many times the longest of its last gaps,
-LONGEST_WAIT = 1.5  # at most
-FIRST_WAIT = 0.6  # after a single tone, whose player may turn out to be slow
-ROOM = 2.0        # seconds of silence behind a question: some tasks are answered there
-AHEAD = 0.2       # seconds before the end of the wait the model begins to think
-LOOK = 4.0        # seconds of the stream in which tones are looked for
-LONGEST = 60.0    # seconds of a question
-SHORTEST = 0.045  # seconds of most of its tones
-GIVE_UP = 60.0    # seconds without a tone, for who waits for one question only
+WAIT = 0.3                # seconds of silence that end a question, at least
+TIMES_ITS_GAPS = 2.0      # or as many times the longest of its last gaps,
+LONGEST_WAIT = 1.5        # at most
+FIRST_WAIT = 0.6          # after a single tone, whose player may turn out to be slow
+SILENCE_BEHIND = 2.0      # seconds behind a question: some tasks are answered there
+AHEAD = 0.2               # seconds before the end of the wait the model begins to think
+LOOK = 4.0                # seconds of the stream in which tones are looked for
+LONGEST_QUESTION = 60.0   # seconds
+SHORTEST = 0.045          # seconds of most of its tones
+GIVE_UP = 60.0            # seconds without a tone, for who waits for one question only
 
 
-class Heard(NamedTuple):
+class Recording(NamedTuple):
     """The sound since the first tone (S,), seconds of silence at its end, and after how many such
     seconds the question is over"""
     sound: torch.Tensor
@@ -44,12 +45,12 @@ def seconds_to_wait(tones):
     if len(tones.start) < 2:
         return FIRST_WAIT
     gaps = tones.start[1:] - tones.start[:-1] - tones.length[:-1]
-    return min(LONGEST_WAIT, max(WAIT, PATIENCE * float(gaps.max())))
+    return min(LONGEST_WAIT, max(WAIT, TIMES_ITS_GAPS * float(gaps.max())))
 
 
 def listen(blocks):
-    """Blocks (n,) of sound at 16 kHz -> after each of them what was Heard since the last question;
-    the sound is empty if there was no tone. Memory does not grow with the stream. A terminal is
+    """Blocks (n,) of sound at 16 kHz -> after each of them the Recording since the last question;
+    its sound is empty if there was no tone. Memory does not grow with the stream. A terminal is
     told for how long it has listened, and what it waits for."""
     sound = torch.zeros(0)
     begun = False
@@ -66,19 +67,19 @@ def listen(blocks):
             sound = recent[max(0, first):]
         if not begun:
             sound = recent
-            yield Heard(sound[:0], 0.0, FIRST_WAIT)
+            yield Recording(sound[:0], 0.0, FIRST_WAIT)
             continue
         ends = tones.start + tones.length
         quiet = len(recent) / SAMPLE_RATE - float(ends[-1]) if len(ends) else LOOK
-        wait = seconds_to_wait(tones) if len(sound) < LONGEST * SAMPLE_RATE else 0.0
-        heard = Heard(sound, quiet, wait)
-        yield heard
-        if heard.is_over:
+        wait = seconds_to_wait(tones) if len(sound) < LONGEST_QUESTION * SAMPLE_RATE else 0.0
+        recording = Recording(sound, quiet, wait)
+        yield recording
+        if recording.is_over:
             sound = sound[:0]
             begun = False
     bar.close()
     if begun:
-        yield Heard(sound, 0.0, 0.0)  # the stream has ended
+        yield Recording(sound, 0.0, 0.0)  # the stream has ended
 
 
 def skip(blocks, seconds):
@@ -90,10 +91,10 @@ def skip(blocks, seconds):
 def first_question(blocks):
     """Blocks of sound -> the first question (S,); empty if none begins within a minute"""
     waited = 0
-    for heard in listen(blocks):
-        if heard.is_over:
-            return heard.sound
-        waited += not len(heard.sound)
+    for recording in listen(blocks):
+        if recording.is_over:
+            return recording.sound
+        waited += not len(recording.sound)
         if waited * STREAM_BLOCK > GIVE_UP * SAMPLE_RATE:
             break
     return torch.zeros(0)
@@ -110,7 +111,7 @@ def is_question(sound):
 
 def with_room(sound):
     """A recorded question (S,) -> with silence behind it, for an answer that stands there"""
-    return F.pad(sound, (0, round(ROOM * SAMPLE_RATE)))
+    return F.pad(sound, (0, round(SILENCE_BEHIND * SAMPLE_RATE)))
 
 
 def without_room(answer, question):
@@ -120,17 +121,26 @@ def without_room(answer, question):
     return answer[:len(question) + int((sounds * places).amax())]
 
 
-def conversations(model, blocks, think):
-    """Blocks of sound -> after each of them what was Heard, and None or, if that was a question,
-    the answers of every pass (1, S) and how many passes changed something"""
+def think_about(model, sound, think, between):
+    """A recorded question (S,) -> as think.converse: the answers of every pass (1, any), and how
+    many passes changed something (1,)"""
+    question = with_room(sound)[None].to(model.start.device)
+    # Where a slow player's gaps are cut down, the answer is shorter than the question.
+    n_samples = question.shape[1]
+    answers, passes = converse(model, *prepared(question), think=think, between=between)
+    return [F.pad(x, (0, n_samples - x.shape[1])) for x in answers], passes
+
+
+def answers_to(model, blocks, think, between=None):
+    """Blocks of sound -> after each of them the Recording, and None or, if that was a question, its
+    answers as in think_about. Up to `think` passes; between: see think.conversation."""
     thought = None
-    for heard in listen(blocks):
+    for recording in listen(blocks):
         # The model thinks while it waits. If the player goes on, that was in vain.
-        if heard.quiet < heard.wait - AHEAD:
+        if recording.quiet < recording.wait - AHEAD:
             thought = None
-        elif thought is None and is_question(heard.sound):
-            question = with_room(heard.sound)[None].to(model.start.device)
-            thought = converse(model, question, think=think)
-        yield heard, thought if heard.is_over else None
-        if heard.is_over:
+        elif thought is None and is_question(recording.sound):
+            thought = think_about(model, recording.sound, think, between)
+        yield recording, thought if recording.is_over else None
+        if recording.is_over:
             thought = None
