@@ -1,9 +1,6 @@
 """
-What makes the model fast on a GPU: the middle of a Mamba-2 layer in Triton, mamba_ssm's scan, and
-CUDA graphs. Skip it at first: model.py works without.
-
-ShortMixer is mixer() of model.py, and ssd_kernel is ssd(). tests/test_kernels.py holds each to its
-plain PyTorch.
+Faster ways through a Mamba-2 layer, for GPUs: ShortMixer is mixer() of model.py in Triton, and
+ssd_kernel is ssd() by mamba_ssm's kernel. tests/test_kernels.py holds each to its plain PyTorch.
 """
 import functools
 import importlib.util
@@ -13,9 +10,12 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from model import mixer, ssd
+
 # From Triton 3.6 on, the matrix products that only Hopper GPUs have read beyond a tile that is 32
 # wide (triton-lang/triton issues 10486 and 11366). With this setting every Triton kernel of the
-# process, mamba_ssm's too, takes those of the generation before. It must be made before the import.
+# process, mamba_ssm's too, takes those of the generation before. Triton reads it when it compiles a
+# kernel, and all kernels with such products are reached through this file, so here is early enough.
 os.environ.setdefault('DISABLE_MMA_V3', '1')
 try:
     import triton
@@ -23,8 +23,8 @@ try:
 except ImportError:  # no GPU, no need
     triton = None
 
-SHORT = 128         # ssd=auto takes ShortMixer up to so many tokens: more do not fit on the chip
-KERNEL_FROM = 1024  # ssd=auto takes mamba_ssm's kernel from so many on; bench.py measures them all
+SHORT = 128         # tokens up to which ssd=auto takes ShortMixer: more do not fit on the chip
+KERNEL_FROM = 1024  # tokens from which on it takes mamba_ssm's scan; lab/bench.py measures all
 
 
 # --- a Mamba-2 layer between in_proj and out_proj, for up to SHORT tokens ---
@@ -390,11 +390,9 @@ def load_kernel():
     return mamba_chunk_scan_combined
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def kernel_missing():
-    """Why ssd_kernel cannot be used here, '' if it can"""
-    if not torch.cuda.is_available():
+def kernel_missing(device='cuda'):
+    """Why ssd_kernel cannot be used on a device, '' if it can"""
+    if torch.device(device).type != 'cuda' or not torch.cuda.is_available():
         return "it needs an NVIDIA GPU"
     try:
         load_kernel()
@@ -410,35 +408,23 @@ def ssd_kernel(x, dt, A, B, C):
     return load_kernel()(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), 256)
 
 
-# --- torch.compile and CUDA graphs ---
+# --- which way is the fastest ---
 
-def compile_parts(model, kinds):
-    """torch.compile for every module of the classes in the tuple `kinds`, and for the model's front
-    end and heads: once for all modules of a class, for each shape that is met"""
-    torch._dynamo.config.recompile_limit = 64
-    for part in model.modules():
-        if isinstance(part, kinds):
-            part.compile(dynamic=False)
-    compiled = functools.partial(torch.compile, dynamic=False)
-    model.hear = compiled(model.hear)
-    model.pace = compiled(model.pace)
-    model.heads = compiled(model.heads)
-    model.spectrum.squelch = compiled(model.spectrum.squelch)
+def fastest_mixer(*inputs, long_scan):
+    """mixer() of model.py, by whatever takes its inputs the soonest"""
+    zxBCdt, *_, head_dim, d_state = inputs
+    if short_mixer_fits(zxBCdt, head_dim, d_state):
+        return ShortMixer.apply(*inputs)
+    is_long = zxBCdt.shape[1] >= KERNEL_FROM
+    return mixer(*inputs, scan=long_scan if is_long else ssd)
 
 
-def capture(f, generator):
-    """f(), which may draw from the generator, as a CUDA graph -> the graph and what f returned. The
-    graph writes its results there again each time it is replayed."""
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    # What only a first run does, such as compiling, cannot be captured. So three runs come first,
-    # on a stream of their own, as PyTorch asks.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            f()
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        result = f()
-    return graph, result
+def mixer_for(name, device):
+    """'auto' or 'mamba_ssm' -> a mixer() for models on a device. What depends on the machine is
+    asked here, once; what depends on the inputs is asked by what is returned."""
+    why = kernel_missing(device)
+    if name == 'auto':
+        return functools.partial(fastest_mixer, long_scan=ssd if why else ssd_kernel)
+    if why:
+        raise ValueError(f"ssd=mamba_ssm cannot be had here: {why}; ssd=auto takes what there is")
+    return functools.partial(mixer, scan=ssd_kernel)
