@@ -1,35 +1,41 @@
 """
 What goes on inside a model, in pictures.
 
-$ python inside.py counting release   # can the depth of brackets be read off the states?
-$ python inside.py pointer release    # where the pointer points
+$ python -m lab.inside counting release   # can the depth of brackets be read off the states?
+$ python -m lab.inside pointer release    # where the pointer points
 
 release is the weights that come with the code; any other run is named by its folder.
 """
 import sys
 
-# This comes first: --help and mistakes need not wait for the rest.
 from configurator import bounds, configure, fail
+
+# --- settings ---
+out = ''           # the PNG to write; '' is named after what it shows
+num_samples = 200  # questions for each point of counting
+configure(globals(), [arg for arg in sys.argv[1:] if arg.startswith('-')])
 
 # isort: split
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from lab.baselines import make_model
 from checkpoint import load_checkpoint
-from lab.figures import plain, save
+from lab.figures import PER_CENT, plain, save
+from model import MiniJMamba
 from prepare import SAMPLE_RATE, make_batch, play_text
 from tasks.bracket import depths
 
+LENGTHS = 12, 20, 40, 100  # brackets; training has up to 13
+
 
 @torch.no_grad()
-def states_of_brackets(model, split, n, **more):
+def states_of_brackets(model, split, n, **lengths):
     """n bracket questions -> the encoder's token at the end of each bracket and a 1 (n, N, D + 1);
     depth there, and whether it has been below 0 (n, N, 2); where there is a bracket (n, N)"""
     generator = torch.Generator().manual_seed(7)
-    b = make_batch('bracket', split, n, generator, **more)
-    memory = model.encode(model.hear(b.question))
+    b = make_batch('bracket', split, n, generator, **lengths)
+    memory = model.encode(model.hear(b.question), b.question)  # (n, T, D)
     # The last token that hears nothing of the next bracket
     at = (b.rhythm.end * SAMPLE_RATE / model.config.token).long()
     at = at.clamp(1, memory.shape[1]) - 1
@@ -39,36 +45,47 @@ def states_of_brackets(model, split, n, **more):
     return states.double(), targets.double(), b.asked >= 0
 
 
+def fit(model, n):
+    """The line, (D + 1, 2), that tells depth, and whether it has been below 0, from the states of n
+    questions as short as in training"""
+    states, targets, there = states_of_brackets(model, 'train', n)
+    return torch.linalg.lstsq(states[there], targets[there]).solution
+
+
+def told(model, line, length, n):
+    """Are depth, rounded, and whether it has been below 0 what the line says, in n questions of a
+    length? (n, length) each; and the share of places where it has not been below 0"""
+    split = 'val' if length == LENGTHS[0] else 'val_ood'
+    states, targets, _ = states_of_brackets(model, split, n, low=length, high=length)
+    found = states @ line
+    depth, below = targets.unbind(2)
+    depth_right = found[..., 0].round() == depth
+    below_right = (found[..., 1] > 0.5) == (below > 0.5)
+    return depth_right[:, :length], below_right[:, :length], 1 - float(below.mean())
+
+
 def counting(model, path, n):
-    """Fit a line from the encoder's states to the depth of brackets, and to whether it has been
-    below 0, in questions as short as in training; draw how well it tells both in longer ones too,
-    n a length, and (dotted) for an untrained model: half of its heads never forget, so it counts a
-    little."""
+    """Draw how well depth, and whether it has been below 0, can be told from the states of longer
+    questions, n a length, and (dotted) from those of an untrained model: half of its heads never
+    forget, so it counts a little."""
     torch.manual_seed(0)
-    untrained = make_model(model.config).eval()
+    untrained = MiniJMamba(model.config).eval()
     fig = Figure(figsize=(9, 3.8), layout='constrained')
     left, right = fig.subplots(1, 2)
-    plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=(-3, 103))
-    plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=(-3, 103))
+    plain(left, title='the depth, rounded', xlabel='bracket', ylabel='right (%)', ylim=PER_CENT)
+    plain(right, title='has the depth been below 0?', xlabel='bracket', ylim=PER_CENT)
+    dotted = {'linestyle': ':', 'color': '0.6', 'marker': ''}
     for net, name in ((model, 'trained'), (untrained, 'untrained')):
-        states, targets, there = states_of_brackets(net, 'train', 5 * n)
-        line = torch.linalg.lstsq(states[there], targets[there]).solution
-        for length in (12, 20, 40, 100):
-            split = 'val' if length == 12 else 'val_ood'
-            states, targets, _ = states_of_brackets(net, split, n, low=length, high=length)
-            found = states @ line
-            depth_right = found[..., 0].round() == targets[..., 0]
-            below_right = (found[..., 1] > 0.5) == (targets[..., 1] > 0.5)
+        line = fit(net, 5 * n)
+        for length in LENGTHS:
+            *hits, never = told(net, line, length, n)
             style = {'markevery': 0.1, 'label': f"length {length}"}
-            if net is untrained:
-                style = {'linestyle': ':', 'color': '0.6', 'marker': ''}
-            for ax, hits in ((left, depth_right), (right, below_right)):
-                hits = 100 * hits[:, :length].double().mean(0)
-                ax.plot(range(1, length + 1), hits, **style)
-                print(f"{name}, length {length}, {ax.get_title()}: {hits.mean():.1f} % right")
-            never = 100 * (1 - targets[..., 1].mean())
-            print(f"always no would be right in {never:.1f} %")
-    left.plot([], [], label='untrained', **style)
+            for ax, right_at in zip((left, right), hits, strict=True):
+                share = 100 * right_at.double().mean(0)  # of the questions, at each bracket
+                ax.plot(range(1, length + 1), share, **style if net is model else dotted)
+                print(f"{name}, length {length}, {ax.get_title()}: {share.mean():.1f} % right")
+            print(f"always no would be right in {100 * never:.1f} %")
+    left.plot([], [], label='untrained', **dotted)
     left.legend(frameon=False)
     save(fig, path)
 
@@ -89,28 +106,29 @@ def pointer(model, path, text='CABLEKAJ'):
     save(fig, path)
 
 
-if __name__ == '__main__':
-    out = ''           # the PNG to write; '' is named after what it shows
-    num_samples = 200  # questions for each point of counting
-    flags = [a for a in sys.argv[1:] if a.startswith('-')]
-    named = [a for a in sys.argv[1:] if a not in flags]
-    configure(globals(), flags)
+def main():
     bounds(globals(), num_samples=1)
+    named = [arg for arg in sys.argv[1:] if not arg.startswith('-')]
     if len(named) != 2 or named[0] not in ('counting', 'pointer'):
         fail("name what to draw, counting or pointer, and then one run")
     what, run = named
-    out = out or what + '.png'
+    path = out or what + '.png'
     try:
         init_from = 'release' if run == 'release' else 'out_dir'
         model, checkpoint = load_checkpoint(run, init_from=init_from)
+        tasks = checkpoint['config']['tasks']
         if what == 'pointer':
-            pointer(model, out)
-        elif 'bracket' in checkpoint['config']['tasks']:
-            counting(model, out, num_samples)
+            pointer(model, path)
+        elif 'bracket' in tasks.split(','):
+            counting(model, path, num_samples)
         else:
-            fail(f"counting is for a model of bracket, not of {checkpoint['config']['tasks']}")
+            raise ValueError(f"counting is for a model of bracket, not of {tasks}")
     except ValueError as e:
         fail(e)
     except OSError as e:
-        fail(f"cannot write {out}: {e.strerror}")
-    print(f"wrote {out}")
+        fail(f"cannot write {path}: {e.strerror}")
+    print(f"wrote {path}")
+
+
+if __name__ == '__main__':
+    main()
