@@ -26,7 +26,7 @@ def plain(text):
     """A page without what no person types as a result: blocks of code, names of things, links"""
     text = re.sub(r'```.*?```', ' ', text, flags=re.DOTALL)
     text = re.sub(r'<!-- records: \S+ -->.*?<!-- end -->', ' ', text, flags=re.DOTALL)
-    text = re.sub(r'`[^`]*`|\{[^}]*\}|\]\([^)]*\)|arXiv:\S+', ' x ', text)
+    text = re.sub(r'`[^`]*`|\{[^}]*\}|\]\([^)]*\)|arXiv:\S+|95 % interval', ' x ', text)
     return re.sub(r'\b(?:19|20)\d\d\b|^\d+\. ', ' ', text, flags=re.MULTILINE)
 
 
