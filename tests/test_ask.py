@@ -15,12 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from text import words
 from audio.files import read_wav
-from score import transcribe
 from tasks import TASKS
-from tests.helpers import is_png, output, path_of, refusal, rows_of, run_here
+from tests.helpers import ROOT, is_png, output, refusal, rows_of, run_here
 from tests.test_words import solved
+from text import ask as text_ask
+from text import words
+from transcribe import transcribe
 
 
 class Server(BaseHTTPRequestHandler):
@@ -95,20 +96,20 @@ def is_question(task, text):
 def server():
     Server.trouble, Server.asked = [], []
     one = ThreadingHTTPServer(('127.0.0.1', 0), Server)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
+    threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{one.server_port}/v1'
     one.shutdown()
 
 
 @pytest.fixture
 def ask(server, tmp_path, capsys, monkeypatch):
-    """Run ask.py on the server -> exit code, and what it printed"""
+    """Run text.ask on the server -> exit code, and what it printed"""
     pytest.importorskip('httpx')
     monkeypatch.setenv('OPENAI_API_KEY', 'sk-secret')
 
     def run(*flags):
-        code, _ = run_here('ask.py', f'--base_url={server}', '--model=wise', '--samples=5',
-                           '--requests_per_minute=100000', '--patience=0.01', '--timeout=1',
+        code, _ = run_here('text.ask', f'--base_url={server}', '--model=wise', '--samples=5',
+                           '--requests_per_minute=100000', '--backoff=0.01', '--timeout=1',
                            f'--out_dir={tmp_path}', *flags)
         captured = capsys.readouterr()
         return code, captured.out + captured.err
@@ -210,7 +211,7 @@ def test_what_was_not_answered_does_not_count_as_wrong(ask, tmp_path):
 
 def test_one_run_at_a_time_uses_a_folder(ask, tmp_path):
     fcntl = pytest.importorskip('fcntl')
-    with open(tmp_path / '.lock', 'w') as held:
+    with open(tmp_path / '.jericho', 'w') as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         code, text = ask('--tasks=logic')
     assert code == 1 and 'another run writes to' in text and not Server.asked
@@ -233,21 +234,19 @@ def test_a_key_that_is_none_is_not_told(key, ask, tmp_path, monkeypatch):
     ('inducto', '[A B C]', ['[A B C]', 'A, B, and C', "['A', 'B', 'C']", 'ABC', 'A B C (turned)',
                             'Query: [X Y] -> [A B C]'], ['A B', 'C B A', 'A:B C D']),
 ])
-def test_answers_are_graded_in_any_sensible_form(task, target, right, wrong, monkeypatch):
-    pytest.importorskip('httpx')
-    monkeypatch.setattr(sys, 'argv', ['ask.py'])
-    from text import ask
+def test_answers_are_graded_in_any_sensible_form(task, target, right, wrong):
     for text in right:
         for said in (f'So.\nANSWER: {text}', f'ANSWER: no\n**Answer:** {text}', f'ANSWER:\n{text}'):
-            assert ask.same(ask.found_in(said), target, task), said
+            assert text_ask.is_right(text_ask.answer_in(said), target, task), said
     for text in wrong:
-        assert not ask.same(ask.found_in(f'ANSWER: {text}'), target, task), text
+        said = text_ask.answer_in(f'ANSWER: {text}')
+        assert not text_ask.is_right(said, target, task), text
 
 
 def test_other_questions_are_not_mixed_in(ask):
     assert ask('--tasks=logic', '--difficulties=1')[0] == 0
     code, text = ask('--tasks=logic', '--difficulties=1', '--seed=2')
-    assert code == 2 and 'give another --out_dir' in text
+    assert code == 1 and 'give another --out_dir' in text
 
 
 @pytest.mark.parametrize('flags', [[], ['--audio=true']])
@@ -262,10 +261,11 @@ def test_what_is_played_is_asked_too(flags, ask, tmp_path):
 def test_ctrl_c_loses_and_repeats_nothing(server, tmp_path):
     pytest.importorskip('httpx')
     Server.trouble = ['slow'] * 100
-    command = [sys.executable, path_of('ask.py'), f'--base_url={server}', '--model=wise',
+    command = [sys.executable, '-m', 'text.ask', f'--base_url={server}', '--model=wise',
                '--samples=20', '--tasks=logic', '--difficulties=1', '--max_concurrent=2',
                '--requests_per_minute=100000', f'--out_dir={tmp_path}']
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                         cwd=ROOT)
     while len(Server.asked) < 6:
         assert p.poll() is None
         time.sleep(0.02)
@@ -275,7 +275,7 @@ def test_ctrl_c_loses_and_repeats_nothing(server, tmp_path):
     before = rows_of(tmp_path / 'results.jsonl')
     assert 4 <= len(before) < 20
     Server.trouble.clear()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     after = rows_of(tmp_path / 'results.jsonl')
     assert after[:len(before)] == before
     assert len({row['sample_id'] for row in after}) == len(after) == len(Server.asked) == 20
@@ -284,10 +284,10 @@ def test_ctrl_c_loses_and_repeats_nothing(server, tmp_path):
 def test_summaries_are_drawn_beside_each_other(ask, tmp_path, capsys):
     assert ask(WITHOUT_INDUCTO, '--samples=2')[0] == 0
     picture = tmp_path / 's.png'
-    output(capsys, 'figures.py', '--what=scaling', tmp_path, tmp_path / 'summary.json',
+    output(capsys, 'lab.figures', '--what=scaling', tmp_path, tmp_path / 'summary.json',
            f'--out={picture}')
     assert is_png(picture)
-    assert 'has no summary.json' in refusal(capsys, 'figures.py', '--what=scaling',
+    assert 'has no summary.json' in refusal(capsys, 'lab.figures', '--what=scaling',
                                             tmp_path / 'no')
 
 
@@ -297,7 +297,9 @@ def test_summaries_are_drawn_beside_each_other(ask, tmp_path, capsys):
     (['--model=x', '--difficulties=4'], 'difficulties are some of'),
     (['--model=x', '--audio=true'], 'audio=true needs questions=tones'),
     (['--model=x', '--tasks='], 'name a task'),
+    (['--model=x', '--difficulties='], 'name a difficulty'),
     (['--model=x', '--base_url=localhost:80'], 'base_url begins with http'),
+    (['--model=x', '--base_url=http://a:b'], 'base_url is no address'),
     (['--model=x', '--base_url=http://127.0.0.1:9/v1'],
      'cannot connect to http://127.0.0.1:9/v1'),
 ])
@@ -305,5 +307,10 @@ def test_what_cannot_be_asked(flags, says, capsys, tmp_path):
     pytest.importorskip('httpx')
     if 'cannot connect' in says:
         flags = [*flags, f'--out_dir={tmp_path}']
-    assert run_here('ask.py', *flags)[0] in (1, 2)
+    assert run_here('text.ask', *flags)[0] in (1, 2)
     assert says in capsys.readouterr().err
+
+
+def test_without_httpx_it_is_said(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'httpx', None)
+    assert 'pip install httpx' in refusal(capsys, 'text.ask', '--model=x')

@@ -49,8 +49,8 @@ def solved(text):
 def test_questions_in_words_are_answered_rightly_at_three_levels(task):
     lengths = []
     for level in (1, 2, 3):
-        draw = words.draw_of(1, task, level)
-        asked = [words.question(task, level, draw) for _ in range(200)]
+        rng = words.seeded(1, task, level)
+        asked = [words.draw_question(task, level, rng) for _ in range(200)]
         assert len({text for text, _, _ in asked}) > 150
         for text, target, more in asked:
             assert target == (ruled(text, more) if task == 'inducto' else solved(text))
@@ -61,7 +61,8 @@ def test_questions_in_words_are_answered_rightly_at_three_levels(task):
 def ruled(text, more):
     """The rule is the one that it says, in all examples"""
     shown = re.findall(r'\[([A-Z ]+)\] -> \[([A-Z ]+)\]', text)
-    rule = {**words.BASE_RULES, **words.RULES[3]}[more['rule']]
+    rules = {**words.EASY_RULES, **words.MEDIUM_RULES, **words.HARD_RULES}
+    rule = rules[more['rule']]
     assert len(shown) == more['num_examples']
     for went_in, came_out in shown:
         assert rule(went_in.split()) == came_out.split()
@@ -91,14 +92,14 @@ def made(capsys, folder, *flags):
 
 def test_a_data_set_in_words(tmp_path, capsys):
     made(capsys, tmp_path, '--task=all', '--total_tokens=200K')
-    rows = {part: rows_of(tmp_path / 'all' / f'{part}.jsonl')
-            for part in ('train', 'validation', 'test')}
+    rows = {name: rows_of(tmp_path / 'all' / f'{name}.jsonl')
+            for name in ('train', 'validation', 'test')}
     every = sum(rows.values(), [])
     assert {row['task'] for row in every} == set(words.PUZZLES)
     assert {row['difficulty'] for row in every} == {1, 2, 3}
     assert len({row['sample_id'] for row in every}) == len(every)
     assert 0.85 < len(rows['train']) / len(every) < 0.95
-    texts = {part: {row['input_text'] for row in rows[part]} for part in rows}
+    texts = {name: {row['input_text'] for row in rows[name]} for name in rows}
     assert not texts['train'] & texts['test'] and not texts['train'] & texts['validation']
     for row in every:
         assert list(row) == ['input_text', 'target', 'task', 'difficulty', 'split', 'sample_id',
@@ -110,16 +111,16 @@ def test_a_data_set_in_words(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['all']  # nothing else is left
 
 
-def test_the_same_seed_gives_the_same_bytes_and_no_question_changes_its_part(tmp_path, capsys):
+def test_the_same_seed_gives_the_same_bytes_and_no_question_changes_its_set(tmp_path, capsys):
     for folder, seed in (('a', 1), ('b', 1), ('c', 2)):
         made(capsys, tmp_path / folder, '--task=logic', '--total_tokens=50K', f'--seed={seed}')
     read = {f: {p.name: p.read_bytes() for p in (tmp_path / f / 'logic').iterdir()} for f in 'abc'}
     assert read['a'] == read['b'] != read['c']
-    part_of = {}
+    set_of = {}
     for folder in 'ac':
-        for part in ('train', 'validation', 'test'):
-            for row in rows_of(tmp_path / folder / 'logic' / f'{part}.jsonl'):
-                assert part_of.setdefault(row['input_text'], part) == part
+        for name in ('train', 'validation', 'test'):
+            for row in rows_of(tmp_path / folder / 'logic' / f'{name}.jsonl'):
+                assert set_of.setdefault(row['input_text'], name) == name
 
 
 def test_hugging_face_reads_it(tmp_path, capsys, monkeypatch):
@@ -155,11 +156,11 @@ def test_a_data_set_that_cannot_be_finished_leaves_nothing_new(tmp_path, capsys)
     flags = ['--format=text', '--task=dyna', '--total_tokens=10K', f'--out_dir={tmp_path}']
     (tmp_path / 'dyna' / 'test.jsonl').mkdir(parents=True)
     assert run_here('prepare.py', *flags)[0] == 2
-    assert 'test.jsonl is in the way' in capsys.readouterr().err
+    assert 'has files that this program did not make' in capsys.readouterr().err
     assert files_in(tmp_path / 'dyna') == ['test.jsonl']
 
 
-def test_the_card_names_the_parts_that_there_are(tmp_path, capsys):
+def test_the_card_names_the_sets_that_there_are(tmp_path, capsys):
     made(capsys, tmp_path, '--task=dyna', '--total_tokens=5K', '--ratios=1,0,0')
     card = (tmp_path / 'dyna' / 'README.md').read_text()
     assert 'path: train.jsonl' in card and 'path: test.jsonl' not in card

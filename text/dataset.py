@@ -6,22 +6,22 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from configurator import names_of
 from audio.files import SAMPLE_RATE, write_wav
+from configurator import names_of
 from prepare import split_batches
-from system import fresh_folder, hold, must_be_ours, note_as_ours, write_ours
+from system import claim, clear, write_json, write_whole
 from tasks import TASKS, decode, split_names
-from text.words import PUZZLES, draw_of, question
+from text.words import PUZZLES, draw_question, seeded
 
-PARTS = 'train', 'validation', 'test'
-FILES = [part + '.jsonl' for part in PARTS] + ['metadata.json', 'README.md']
+SETS = 'train', 'validation', 'test'
+FILES = [name + '.jsonl' for name in SETS] + ['metadata.json', 'README.md']
 TOKEN = re.compile(r'\w+|[^\w\s]')
 UNITS = {'': 1, 'K': 10 ** 3, 'M': 10 ** 6, 'B': 10 ** 9}
 CARD = """---
@@ -42,57 +42,79 @@ Synthetic puzzles that tell architectures apart: {rows:,} questions of three lev
 {table}
 
 No question is in two splits: a hash of its text says where it belongs. Made by Jericho:
-`python prepare.py --format=text --task={task} --total_tokens={total} --levels={levels}
+`python prepare.py --format=text --task={task} --total_tokens={total_tokens} --levels={levels}
 --ratios={ratios} --seed={seed}`
 """
 
 
+# --- questions and answers in tones ---
+
 def write_sounds(task, split, num_samples, out_dir, seed):
     """WAV files of num_samples questions and answers, and metadata.jsonl, in out_dir/task/split.
-    ValueError if there is no such task or split."""
+    ValueError if there is no such task or split, or if the folder has somebody else's files."""
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
     names = split_names(task, split)
     if not names:
         raise ValueError(f"{task} has no split {split!r}; it has {', '.join(TASKS[task].splits)}")
     folder = os.path.join(out_dir, task, split)
-    hold(folder)
-    fresh_folder(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
+    claim(folder)
+    clear(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
     rows = []
     for i, name in enumerate(names):
-        share = len(range(i, num_samples, len(names)))
-        for b in split_batches(task, name, share, seed):
-            for j, n in enumerate(b.lengths.tolist()):
-                question = f'{len(rows):06d}_question.wav'
-                answer = f'{len(rows):06d}_answer.wav'
-                for file, sound in ((question, b.question), (answer, b.answer)):
-                    path = os.path.join(folder, file)
-                    write_wav(path, sound[j, :n])
-                    note_as_ours(path)
-                rows.append({
-                    'question_file_name': question,
-                    'answer_file_name': answer,
-                    'task': task,
-                    'split': name,
-                    'question_symbols': decode(b.asked[j]),
-                    'answer_symbols': decode(b.wanted[j]),
-                    'duration': n / SAMPLE_RATE,
-                    'seed': seed,
-                })
-    text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
-    write_ours(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text))
+        # A family of splits, such as compose, shares the examples out among its members.
+        n = len(range(i, num_samples, len(names)))
+        for batch in split_batches(task, name, n, seed):
+            for j in range(len(batch.lengths)):
+                row = write_example(folder, len(rows), batch, j)
+                rows.append({'task': task, 'split': name, 'seed': seed, **row})
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    write_whole(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text.encode()))
     print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")
 
 
-# --- text ---
+def write_example(folder, number, batch, j):
+    """The two WAV files of one example of a batch -> its columns of metadata.jsonl"""
+    n = int(batch.lengths[j])
+    row = {}
+    for kind, wave in (('question', batch.question[j]), ('answer', batch.answer[j])):
+        row[f'{kind}_file_name'] = file = f'{number:06d}_{kind}.wav'
+        write_wav(os.path.join(folder, file), wave[:n])
+    row['question_symbols'] = decode(batch.asked[j])
+    row['answer_symbols'] = decode(batch.wanted[j])
+    row['duration'] = n / SAMPLE_RATE
+    return row
+
+
+# --- puzzles in words ---
+
+class Plan(NamedTuple):
+    names: list    # of the puzzles
+    tokens: int    # to write, at least
+    levels: list   # shares of the three levels
+    ratios: list   # shares of the three sets
+    seed: int
+
+
+def plan_of(config):
+    """The settings of prepare.py -> a Plan; ValueError if one is wrong"""
+    everything = config['task'] == 'all'
+    names = list(PUZZLES) if everything else names_of(config, 'task', PUZZLES)
+    if not names:
+        raise ValueError(f"task is all or some of {', '.join(PUZZLES)}")
+    tokens = count_of(config['total_tokens'])
+    levels = shares_of('levels', config['levels'])
+    ratios = shares_of('ratios', config['ratios'])
+    return Plan(names, tokens, levels, ratios, config['seed'])
+
 
 def count_of(text):
     """'10M' -> 10,000,000"""
     found = re.fullmatch(r'(\d+(?:\.\d+)?)([KMB]?)', text.upper())
-    total = round(float(found[1]) * UNITS[found[2]]) if found else 0
-    if not total:
+    count = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if not count:
         raise ValueError(f"total_tokens is a number such as 500K, 10M or 1B, not {text!r}")
-    return total
+    return count
 
 
 def shares_of(key, text):
@@ -106,26 +128,36 @@ def shares_of(key, text):
     return [x / sum(shares) for x in shares]
 
 
-def part_of(text, ratios):
-    """Which part a question belongs to: a hash of its text says so, whatever the seed"""
+def set_of(text, ratios):
+    """Which set a question belongs to: a hash of its text says so, whatever the seed"""
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') / 2 ** 64
     if place < ratios[0]:
         return 'train'
     return 'validation' if place < ratios[0] + ratios[1] else 'test'
 
 
-def rows_of(names, total, weights, ratios, seed):
-    """Rows of a data set and how many tokens each has, until there are `total` tokens"""
-    draw, tokens, numbers = draw_of(seed, *names), 0, Counter()
-    while tokens < total:
-        task, [level] = draw.choice(names), draw.choices((1, 2, 3), weights)
-        text, target, more = question(task, level, draw)
-        part = part_of(text, ratios)
-        kind = f'{task}_{level}_{part}'
-        row = {'input_text': text, 'target': target, 'task': task, 'difficulty': level,
-               'split': part, 'sample_id': f'{kind}_{numbers[kind]}', 'metadata': json.dumps(more)}
+def rows_of(plan):
+    """Rows of a data set and how many tokens each has, until there are as many as planned"""
+    rng = seeded(plan.seed, *plan.names)
+    numbers = Counter()
+    tokens = 0
+    while tokens < plan.tokens:
+        task = rng.choice(plan.names)
+        [level] = rng.choices((1, 2, 3), plan.levels)
+        question = draw_question(task, level, rng)
+        which = set_of(question.text, plan.ratios)
+        kind = f'{task}_{level}_{which}'
+        row = {
+            'input_text': question.text,
+            'target': question.target,
+            'task': task,
+            'difficulty': level,
+            'split': which,
+            'sample_id': f'{kind}_{numbers[kind]}',
+            'metadata': json.dumps(question.metadata),
+        }
         numbers[kind] += 1
-        n = len(TOKEN.findall(text)) + len(TOKEN.findall(target))
+        n = len(TOKEN.findall(question.text)) + len(TOKEN.findall(question.target))
         tokens += n
         yield row, n
 
@@ -133,67 +165,71 @@ def rows_of(names, total, weights, ratios, seed):
 def write_text(config):
     """Puzzles in words, by the settings of prepare.py: train.jsonl, validation.jsonl, test.jsonl,
     metadata.json and a data set card, in out_dir/task, all of them or none. ValueError if a setting
-    is wrong."""
-    task, seed = config['task'], config['seed']
-    names = list(PUZZLES) if task == 'all' else names_of(config, 'task', PUZZLES)
-    if not names:
-        raise ValueError(f"task is all or some of {', '.join(PUZZLES)}")
-    total = count_of(config['total_tokens'])
-    weights = shares_of('levels', config['levels'])
-    ratios = shares_of('ratios', config['ratios'])
-    folder = os.path.join(config['out_dir'], task)
-    said = ', '.join(f'{share:.0%} {part}' for share, part in zip(ratios, PARTS, strict=True))
-    print(f"{total:,} tokens of {', '.join(names)} to {folder}: {said}")
+    is wrong, or if the folder has somebody else's files."""
+    plan = plan_of(config)
+    folder = os.path.join(config['out_dir'], config['task'])
+    shares = [f'{ratio:.0%} {name}' for ratio, name in zip(plan.ratios, SETS, strict=True)]
+    print(f"{plan.tokens:,} tokens of {', '.join(plan.names)} to {folder}: {', '.join(shares)}")
     if config['dry_run']:
-        for row, _ in rows_of(names, 500, weights, ratios, seed):
+        for row, _ in rows_of(plan._replace(tokens=500)):
             print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
         return
 
-    hold(folder)
-    paths = [os.path.join(folder, name) for name in FILES]
-    must_be_ours(paths, folder)
-    unfinished = tempfile.mkdtemp(prefix='.unfinished-', dir=folder)
-    try:
-        counts, tokens = write_rows(unfinished, names, total, weights, ratios, seed)
-        by_part = Counter()
-        for (part, _, _), n in counts.items():
-            by_part[part] += n
-        about = {'tasks': names, 'seed': seed, 'tokens': tokens, 'levels': weights,
-                 'ratios': ratios,
-                 'questions': {'_'.join(map(str, key)): counts[key] for key in sorted(counts)}}
-        parts = [part for part in PARTS if by_part[part]]
-        card = CARD.format(
-            names=', '.join(names), rows=by_part.total(), tokens=tokens, seed=seed, task=task,
-            total=config['total_tokens'], levels=config['levels'], ratios=config['ratios'],
-            files='\n'.join(f'  - {{split: {part}, path: {part}.jsonl}}' for part in parts),
-            table='\n'.join(f'| {part} | {by_part[part]:,} |' for part in parts))
-        for name, text in (('metadata.json', json.dumps(about, indent=1)), ('README.md', card)):
-            with open(os.path.join(unfinished, name), 'w', encoding='utf-8') as f:
-                f.write(text)
-        for path in paths:
-            os.replace(os.path.join(unfinished, os.path.basename(path)), path)
-            note_as_ours(path)
-    finally:
-        shutil.rmtree(unfinished)
-    print(f"wrote {by_part.total():,} questions, {tokens:,} tokens, to {folder}")
+    claim(folder)
+    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
+        counts, tokens = write_rows(unfinished, plan)
+        questions = {'_'.join(map(str, kind)): counts[kind] for kind in sorted(counts)}
+        about = {
+            'tasks': plan.names,
+            'seed': plan.seed,
+            'tokens': tokens,
+            'levels': plan.levels,
+            'ratios': plan.ratios,
+            'questions': questions,
+        }
+        write_json(os.path.join(unfinished, 'metadata.json'), about)
+        card = card_of(config, plan, counts, tokens).encode()
+        write_whole(os.path.join(unfinished, 'README.md'), lambda f: f.write(card))
+        for name in FILES:
+            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+    print(f"wrote {counts.total():,} questions, {tokens:,} tokens, to {folder}")
     if config['push']:
         upload(folder, config['push'])
 
 
-def write_rows(folder, names, total, weights, ratios, seed):
-    """The JSON lines of a data set -> how many questions of each (part, task, level), and tokens"""
-    counts, tokens = Counter(), 0
+def write_rows(folder, plan):
+    """The JSON lines of a data set -> how many questions of each (set, task, level), and tokens"""
+    counts = Counter()
+    tokens = 0
     with ExitStack() as stack:
-        files = {part: stack.enter_context(open(os.path.join(folder, part + '.jsonl'), 'w',
-                                                encoding='utf-8'))
-                 for part in PARTS}
-        bar = stack.enter_context(tqdm(total=total, unit='token', unit_scale=True, disable=None))
-        for row, n in rows_of(names, total, weights, ratios, seed):
+        files = {}
+        for name in SETS:
+            path = os.path.join(folder, name + '.jsonl')
+            files[name] = stack.enter_context(open(path, 'w', encoding='utf-8'))
+        bar = tqdm(total=plan.tokens, unit='token', unit_scale=True, disable=None)
+        stack.enter_context(bar)
+        for row, n in rows_of(plan):
             files[row['split']].write(json.dumps(row) + '\n')
             counts[row['split'], row['task'], row['difficulty']] += 1
             tokens += n
             bar.update(n)
     return counts, tokens
+
+
+def card_of(config, plan, counts, tokens):
+    """The text of a data set card, which names the sets that there are"""
+    in_set = Counter()
+    for (name, _, _), n in counts.items():
+        in_set[name] += n
+    there = [name for name in SETS if in_set[name]]
+    return CARD.format(
+        **{key: config[key] for key in ('task', 'total_tokens', 'levels', 'ratios', 'seed')},
+        names=', '.join(plan.names),
+        rows=counts.total(),
+        tokens=tokens,
+        files='\n'.join(f'  - {{split: {name}, path: {name}.jsonl}}' for name in there),
+        table='\n'.join(f'| {name} | {in_set[name]:,} |' for name in there),
+    )
 
 
 def upload(folder, name):
@@ -203,9 +239,10 @@ def upload(folder, name):
     except ImportError:
         raise ValueError("push needs huggingface_hub: pip install huggingface_hub") from None
     try:
-        HfApi().create_repo(name, repo_type='dataset', exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=folder, repo_type='dataset',
-                              allow_patterns=FILES)
+        hub = HfApi()
+        hub.create_repo(name, repo_type='dataset', exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, repo_type='dataset',
+                          allow_patterns=FILES)
     except Exception as e:  # of many kinds: no login, no network, no such user
         why = str(e).strip().splitlines() or [type(e).__name__]
         raise ValueError(f"the data set is in {folder}, but could not be uploaded: {why[0]} "
