@@ -2,7 +2,7 @@
 What can take the place of the model's parts, for comparison; all else stays as it is. A config
 names them, as in layer = 'lab.baselines:LSTM', and model.py calls each with its config.
 
-layer  Transformer, LSTM: as many parameters as Mamba-2
+layer  Transformer, LSTM: as many parameters as Mamba-2; MambaSSM: Mamba-2 as its authors give it
 cross  NoCross; TokenCross: each token of the answer has a query of its own by content;
        RandomPointer: the pointer starts out anywhere
 front  Mel bands, or learned Filters, in the place of the spectrum that the encoder hears
@@ -68,6 +68,7 @@ class Transformer(nn.Module):
 
 class LSTM(nn.Module):
     """An LSTM and its projection"""
+    compiles = False  # see fast/graphs.py: it has kernels of its own
 
     def __init__(self, config):
         super().__init__()
@@ -83,6 +84,24 @@ class LSTM(nn.Module):
     def forward(self, x, pace):
         y, _ = self.lstm(self.norm(x))
         return x + self.out_proj(y)
+
+
+class MambaSSM(nn.Module):
+    """mamba_ssm's layer, whose expand and d_conv are ours. ValueError where it cannot be had."""
+    compiles = False
+
+    def __init__(self, config):
+        super().__init__()
+        from fast.kernels import kernel_missing  # which loads Triton, and nothing else needs that
+        if kernel_missing():
+            raise ValueError(f"mamba_ssm cannot be had: {kernel_missing()}")
+        from mamba_ssm.modules.mamba2 import Mamba2 as Layer
+        self.norm = nn.RMSNorm(config.d_model)
+        self.inner = Layer(config.d_model, config.d_state, headdim=config.head_dim,
+                           use_mem_eff_path=False)
+
+    def forward(self, x, pace):
+        return x + self.inner(self.norm(x))
 
 
 # --- cross-attention ---

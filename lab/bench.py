@@ -1,18 +1,44 @@
 """
 What it costs, side by side with what one would use instead.
 
-$ python bench.py                                 # prints a table and writes bench.json
-$ python bench.py --parts=step --configs=reverse  # a training step of your own config/reverse.py
+$ python -m lab.bench                                 # prints a table and writes bench.json
+$ python -m lab.bench --parts=step --configs=reverse  # a training step of your config/reverse.py
+
+limits   what the machine can do at best
+audio    synthesizer and scorer, on one core
+step     a training step, and for mod other layers of as many parameters
+mixer    a Mamba-2 layer between its two projections, in all ways that there are
+length   an answer to long sound: time and memory
+digits   the release divides long numbers
+listen   the release listens to a stream of questions
+scorer   how many symbols the scorer gets right in white noise
 
 Every line is the median of `repeats` runs after a warm-up. Beside it stands its speed as a multiple
 of that of the line that it is compared with. What the machine cannot do is skipped and named. On a
-GPU, a training step and a scan run as one CUDA graph each. Letters are those of model.py.
+GPU, a step and a mixer run as one CUDA graph each. Letters are those of model.py.
 """
+from configurator import HERE, bounds, configure, fail, names_of, run_config
+
+# --- settings ---
+out = 'bench.json'  # where the numbers go
+parts = 'limits,audio,step,mixer,length,digits,listen,scorer'
+device = 'auto'     # auto, cpu, cuda, mps
+repeats = 10        # timed runs of each line
+# step
+configs = 'mirror,bracket,mod'  # whose training step is timed: files in config/ of one task
+batch_size = 0      # 0 is the configs' own on a GPU, and 16 on a CPU
+# the others
+tokens = 16384      # the longest mixer
+minutes = 10.0      # the longest sound answered
+digits = 100        # of the longest number divided
+questions = 1000    # in a stream that is listened to
+configure(globals())
+
+# isort: split
 import bisect
 import ctypes
 import functools
 import gc
-import json
 import math
 import os
 import platform
@@ -21,308 +47,273 @@ import statistics
 import time
 from collections import deque
 from dataclasses import replace
-from importlib.util import find_spec
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
-
-# isort: split
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import prepare
-from lab.baselines import Transformer, make_model
-from checkpoint import load_checkpoint
+import fast
 from audio.files import STREAM_BLOCK
-from fast.kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
-from audio.listen import conversations
-from model import CrossAttention, JMambaConfig, Mamba2, MiniJMamba, SelfAttention, mixer, ssd
-from prepare import SAMPLE_RATE, TONE_RMS, make_batch, play, split_batches
-from score import edit_distance, find_tones, transcribe
-from tasks import SYMBOLS, TASKS, decode, taken
+from audio.listen import answers_to
+from checkpoint import load_checkpoint
+from exam import edit_distance
+from lessons import Example, hide_from, last_line, losses, new_frames
+from model import D_CONV, JMambaConfig, MiniJMamba, mixer
+from optimizer import make_optimizer
+from prepare import (
+    BLOCK,
+    SAMPLE_RATE,
+    TONE_RMS,
+    Synthesis,
+    gain,
+    make_batch,
+    make_rhythm,
+    max_samples,
+    play,
+    play_text,
+    split_batches,
+)
+from system import pick_device, write_json
+from tasks import SYMBOLS, TASKS, decode, n_labels
 from think import conversation, converse
+from transcribe import find_tones, transcribe
 
-out = 'bench.json'  # where the numbers go
-parts = 'limits,audio,step,scan,length,digits,listen,scorer'
-configs = 'mirror,bracket,mod,mod_direct'  # whose training step is timed: files in config/
-repeats = 10        # timed runs of each line
-device = 'auto'     # auto, cpu, cuda, mps
-batch_size = 0      # of the training steps; 0 is the configs' own on a GPU, and 16 on a CPU
-minutes = 10.0      # the longest sound answered
-digits = 100        # of the longest number divided
-tokens = 16384      # the longest scan
-questions = 1000    # in a stream that is listened to
-ALL = parts.split(',')
-configure(globals())
-
-SIZES = {'mod_direct': {'d_model': 192, 'batch_size': 1024}}  # wider than it is trained
+GRAPH_BLOCK = 4 * BLOCK  # samples that training pads to on a GPU
+WEIGHTS = {'w_frames': 1.0, 'w_symbols': 0.1, 'w_ctc': 0.0, 'w_so_far': 0.1, 'w_halt': 0.1}
+# For mod, instead of Mamba-2
+OTHER_LAYERS = {
+    'Transformer': 'lab.baselines:Transformer',
+    'LSTM': 'lab.baselines:LSTM',
+    'mamba_ssm.Mamba2': 'lab.baselines:MambaSSM',
+}
 H, P, N = 8, 32, 64  # of a Mamba-2 layer at d_model 128
 
-# --- check the settings ---
-bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3, digits=1)
-chosen = names_of(globals(), 'parts', ALL)
-settings_of = {}
-for name in configs.split(','):
-    settings = run_config(os.path.join(HERE, 'config', name + '.py'))
-    if settings.get('tasks') not in TASKS:
-        fail(f"configs are some that train one task, not {name!r}")
-    settings_of[name] = {**settings, **SIZES.get(name, {})}
-device = pick_device(device)
 
-# --- set up ---
-on_gpu = device.startswith('cuda')
-dtype = torch.bfloat16 if on_gpu else torch.float32
-no_kernel = kernel_missing() if on_gpu else "it needs an NVIDIA GPU"
-no_gla = '' if on_gpu and find_spec('fla') else "it needs an NVIDIA GPU and fla-core"
-torch.backends.cuda.matmul.allow_tf32 = True
-generator = torch.Generator(device).manual_seed(0)
-uniform = functools.partial(torch.rand, generator=generator, device=device)
-normal = functools.partial(torch.randn, generator=generator, device=device, dtype=dtype)
-threads = torch.get_num_threads()
-machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
-print(f"{machine}, {threads} threads on {os.cpu_count()} cores, torch {torch.__version__}")
-rows = [{'machine': machine, 'threads': threads, 'torch': torch.__version__}]
+class Bench:
+    """A machine, and the table of what it takes"""
 
+    def __init__(self, device):
+        self.device = device
+        self.on_gpu = device.startswith('cuda')
+        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.random = {'generator': self.generator, 'device': device}
+        self.threads = torch.get_num_threads()
+        machine = torch.cuda.get_device_name() if self.on_gpu else platform.machine()
+        print(f"{machine}, {self.threads} threads on {os.cpu_count()} cores, torch "
+              f"{torch.__version__}")
+        self.rows = [{'machine': machine, 'threads': self.threads, 'torch': torch.__version__}]
 
-def report(what, value, unit, of='', other=0.0):
-    """A line of the table, perhaps compared with the line `of`, whose time is `other`"""
-    rows.append({'what': what, 'value': value, 'unit': unit})
-    line = f"{what:58} {value:12,.4g} {unit:16}"
-    if of:
-        rows[-1].update(speed=other / value, of=of)
-        line += f"{other / value:8.3g} x {of}"
-    print(line, flush=True)
+    def uniform(self, *shape):
+        return torch.rand(shape, **self.random)
 
+    def normal(self, *shape):
+        return torch.randn(shape, dtype=self.dtype, **self.random)
 
-def skip(what, why):
-    rows.append({'what': what, 'skipped': why})
-    print(f"{what:58} skipped: {why}", flush=True)
+    def report(self, what, value, unit, of='', other=0.0):
+        """A line of the table, perhaps compared with the line `of`, whose time is `other`"""
+        row = {'what': what, 'value': value, 'unit': unit}
+        line = f"{what:58} {value:12,.4g} {unit:16}"
+        if of:
+            row.update(speed=other / value, of=of)
+            line += f"{other / value:8.3g} x {of}"
+        self.rows.append(row)
+        print(line, flush=True)
 
+    def skip(self, what, why):
+        self.rows.append({'what': what, 'skipped': why})
+        print(f"{what:58} skipped: {why}", flush=True)
 
-def measure(f, graph=on_gpu):
-    """Median seconds of f(); on a GPU as one CUDA graph, unless told otherwise, so that Python's
-    speed does not count"""
-    if graph:
-        f = capture(f, generator)[0].replay
-    wait = torch.cuda.synchronize if on_gpu else torch.cpu.synchronize
-    f()
-    times = []
-    for _ in range(repeats):
-        wait()
-        t0 = time.perf_counter()
+    def measure(self, f, graph=False):
+        """Median seconds of f(); on a GPU perhaps as one CUDA graph, so that Python's speed does
+        not count"""
+        if graph and self.on_gpu:
+            f = fast.capture(f, self.generator)[0].replay
+        wait = torch.cuda.synchronize if self.on_gpu else torch.cpu.synchronize
         f()
-        wait()
-        times.append(time.perf_counter() - t0)
-    return statistics.median(times)
+        times = []
+        for _ in range(repeats):
+            wait()
+            t0 = time.perf_counter()
+            f()
+            wait()
+            times.append(time.perf_counter() - t0)
+        return statistics.median(times)
 
 
-def bench_limits():
-    """What this machine can do at best"""
-    n = 8192 if on_gpu else 2048
-    a = normal(n, n)
-    flops = 2 * n ** 3 / measure(lambda: a @ a)
-    moved = 2 * a.numel() * a.element_size() / measure(lambda: a.clone())
-    report(f"matrix product, {n} x {n}, {dtype}", flops / 1e12, 'TFLOP/s')
-    report('copy, read and written', moved / 1e9, 'GB/s')
+# --- limits, audio ---
+
+def bench_limits(bench):
+    n = 8192 if bench.on_gpu else 2048
+    a = bench.normal(n, n)
+    flops = 2 * n ** 3 / bench.measure(lambda: a @ a)
+    moved = 2 * a.numel() * a.element_size() / bench.measure(a.clone)
+    bench.report(f"matrix product, {n} x {n}, {bench.dtype}", flops / 1e12, 'TFLOP/s')
+    bench.report('copy, read and written', moved / 1e9, 'GB/s')
 
 
-def bench_audio():
-    """Synthesizer and scorer on one core, beside the time that the sound takes"""
-    g = torch.Generator().manual_seed(0)
-    symbols = torch.randint(len(SYMBOLS), (32, 10), generator=g)
-    rhythm = prepare.make_rhythm(32, 10, g)
-    wave = play(symbols, rhythm, prepare.max_samples(10))  # (32, S)
+def random_tones(n, slots):
+    """-> symbols (n, slots), their sound (n, S), and the generator that drew them"""
+    generator = torch.Generator().manual_seed(0)
+    symbols = torch.randint(len(SYMBOLS), (n, slots), generator=generator)
+    rhythm = make_rhythm(n, slots, generator)
+    return symbols, rhythm, play(symbols, rhythm, max_samples(slots)), generator
+
+
+def bench_audio(bench):
+    symbols, rhythm, wave, _ = random_tones(32, 10)
     seconds = wave.numel() / SAMPLE_RATE
     torch.set_num_threads(1)
-    synthesis = measure(lambda: play(symbols, rhythm, wave.shape[1]), graph=False)
-    scoring = measure(lambda: find_tones(wave), graph=False)
-    torch.set_num_threads(threads)
-    report('synthesis, one core', seconds / synthesis, 'times real time')
-    report('scoring, one core', seconds / scoring, 'times real time')
+    synthesis = bench.measure(lambda: play(symbols, rhythm, wave.shape[1]))
+    scoring = bench.measure(lambda: find_tones(wave))
+    torch.set_num_threads(bench.threads)
+    bench.report('synthesis, one core', seconds / synthesis, 'times real time')
+    bench.report('scoring, one core', seconds / scoring, 'times real time')
 
 
-# --- a training step, with Mamba-2 or with other layers of as many parameters ---
-#
-# Front end, attention, losses (of frames and symbols) and optimizer are the same. On a GPU all of
-# it is compiled, except the LSTM and mamba_ssm.Mamba2, which bring their own kernels.
+# --- a training step ---
 
-class Official(nn.Module):
-    """mamba_ssm's own layer, whose expand and d_conv are ours: (B, T, D) -> (B, T, D)"""
+def draws_of(bench, settings, c, size, synthesis):
+    """A function that makes an Example of a config's task, as train.py does, without replay"""
+    task = settings['tasks']
+    aloud = bool(settings.get('aloud'))
+    sound = settings.get('sound', 'clean')
+    hide = settings.get('hide', 0.0) if TASKS[task].hides and c.pointer else 0.0
+    block = GRAPH_BLOCK if bench.on_gpu else BLOCK
 
-    def __init__(self, c):
-        super().__init__()
-        if no_kernel:
-            raise ImportError(no_kernel)
-        from mamba_ssm.modules.mamba2 import Mamba2 as Layer
-        self.norm = nn.RMSNorm(c.d_model)
-        self.inner = Layer(c.d_model, c.d_state, headdim=c.head_dim, use_mem_eff_path=False)
+    def draw():
+        batch = make_batch(task, 'train', size, sound=sound, aloud=aloud, synthesis=synthesis,
+                           block=block, pauses=int(settings.get('pauses', 0)), **bench.random)
+        hiding = hide and hide_from(batch, hide, size, slice(None), c, bench.generator)
+        may_generate = new_frames(task, batch) if c.pointer else None
+        return Example(batch, may_generate, hiding or None)
 
-    def forward(self, x, pace):  # pace is for our own Mamba-2 alone
-        return x + self.inner(self.norm(x))
+    return draw
 
 
-def time_step(label, c, batch, *beside):
-    """Milliseconds of an update on what batch() makes; c.layer may also be mamba_ssm"""
+def time_step(bench, label, settings, c, draw, *beside):
+    """Milliseconds of an update, as train.py makes it; on a GPU the next examples are made beside
+    it. ValueError if the machine cannot have such a layer."""
+    task, aloud = settings['tasks'], bool(settings.get('aloud'))
     torch.manual_seed(0)
-    model = MiniJMamba(c, Official) if c.layer == 'mamba_ssm' else make_model(c)
-    model.to(device)
-    if on_gpu:
-        compile_parts(model, (Mamba2, SelfAttention, CrossAttention, Transformer))
-    lr = torch.tensor(1e-4, device=device) if on_gpu else 1e-4
-    optimizer = torch.optim.AdamW(model.parameters(), lr, fused=True, capturable=on_gpu)
-    examples = batch()
-    side = torch.cuda.Stream() if on_gpu else None
+    model = MiniJMamba(c).to(bench.device)
+    fast.use(model, compiled=bench.on_gpu)
+    loss_parts = torch.compile(losses, dynamic=False, disable=not bench.on_gpu)
+    lr = torch.tensor(1e-4, device=bench.device)
+    muon = settings.get('muon', False)
+    optimizer = make_optimizer(model.named_parameters(), lr, 0.1, muon, bench.on_gpu)
+    optimizer.found_inf = torch.zeros((), device=bench.device)  # all numbers are good
 
-    @torch.compile(dynamic=False, disable=not on_gpu)  # as train.py does
-    def loss_of(frames, logits, answer):
-        wanted = model.hear(answer).unflatten(2, (c.patch, -1)).flatten(1, 2)
-        off = frames.float() - wanted  # (B, T * patch, F)
-        logits = logits.flatten(0, 1)
-        symbols = F.cross_entropy(logits.float(), logits.argmax(-1))
-        return (off.abs() + off.square()).mean() + 0.1 * symbols
-
-    def update(b):
-        with torch.autocast('cuda', torch.bfloat16, enabled=on_gpu):
-            frames, logits, *_ = model(b.question, b.lengths)
-            loss = loss_of(frames, logits, b.answer)
+    def update(example):
+        batch = example.batch
+        is_last = last_line(task, batch, aloud) if c.halting else None
+        with torch.autocast('cuda', torch.bfloat16, enabled=bench.on_gpu):
+            answer = model(batch.question, batch.lengths, example.may_generate, example.hiding)
+            found = loss_parts(model, answer, example, is_last, task, WEIGHTS, aloud)
+            loss = sum(WEIGHTS[key] * part for key, part in found.items())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    example = draw()
+    side = torch.cuda.Stream() if bench.on_gpu else None
+
     def step():
-        """As train.py does it: on a GPU the next examples are made beside the update"""
-        if not on_gpu:
-            update(batch())
+        if not bench.on_gpu:
+            update(draw())
             return
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            batch()
-        update(examples)
+            draw()
+        update(example)
         torch.cuda.current_stream().wait_stream(side)
 
-    seconds = measure(step)
-    report(label, 1000 * seconds, 'ms a step', *beside)
+    seconds = bench.measure(step, graph=True)
+    bench.report(label, 1000 * seconds, 'ms a step', *beside)
     n = sum(p.numel() for p in model.parameters())
-    rate = len(examples.lengths) / seconds
-    flops = 6 * n * examples.question.numel() / c.token / seconds  # of products with weights alone
-    rows[-1].update(parameters=n, examples_per_second=rate, flops=flops)
-    print(f"    {rate:,.0f} examples/s; {n:,} parameters at {flops / 1e12:.3g} TFLOP/s", flush=True)
+    rate = len(example.batch.lengths) / seconds
+    bench.rows[-1].update(parameters=n, examples_per_second=rate)
+    print(f"    {rate:,.0f} examples/s, {n:,} parameters", flush=True)
     return 1000 * seconds
 
 
-def bench_step():
-    others = {'Transformer': 'transformer', 'LSTM': 'lstm', 'mamba_ssm.Mamba2': 'mamba_ssm'}
-    if on_gpu:
-        prepare.play = torch.compile(prepare.play, dynamic=False)  # as train.py does
-    for name, settings in settings_of.items():
-        task = settings['tasks']
-        size = batch_size or (settings.get('batch_size', 16) if on_gpu else 16)
-        wishes = taken(task, aloud=bool(settings.get('aloud')))
-        wishes['pauses'] = int(settings.get('pauses', 0))
-        batch = functools.partial(make_batch, task, 'train', size, generator, device, **wishes)
-        known = settings.keys() & JMambaConfig.__dataclass_fields__.keys()
-        c = JMambaConfig(**{key: settings[key] for key in known})
+def config_of(settings):
+    known = settings.keys() & JMambaConfig.__dataclass_fields__.keys()
+    sizes = {'n_symbols': len(SYMBOLS), 'n_so_far': n_labels()}
+    return JMambaConfig(**sizes, **{key: settings[key] for key in known})
+
+
+def bench_step(bench):
+    synthesis = fast.compiled_synthesis() if bench.on_gpu else Synthesis()
+    for name in configs.split(','):
+        settings = run_config(os.path.join(HERE, 'config', name + '.py'))
+        c = config_of(settings)
+        size = batch_size or (settings.get('batch_size', 16) if bench.on_gpu else 16)
+        draw = draws_of(bench, settings, c, size, synthesis)
         label = f"{name}, d {c.d_model}, batch {size}: "
-        report(label + 'the audio alone', 1000 * measure(batch), 'ms')
-        ours = time_step(label + 'Mini-JMamba', c, batch)
-        for other, layer in others.items() if task == 'mod' else ():
+        bench.report(label + 'the audio alone', 1000 * bench.measure(draw, graph=True), 'ms')
+        ours = time_step(bench, label + 'Mini-JMamba', settings, c, draw)
+        for other, layer in OTHER_LAYERS.items() if settings['tasks'] == 'mod' else ():
             try:
-                time_step(label + other, replace(c, layer=layer), batch, 'Mini-JMamba', ours)
-            except ImportError as e:
-                skip(label + other, str(e))
+                time_step(bench, label + other, settings, replace(c, layer=layer), draw,
+                          'Mini-JMamba', ours)
+            except ValueError as e:
+                bench.skip(label + other, str(e))
 
 
-# --- the scan alone, forward and backward, and a Mamba-2 layer's middle around it ---
+# --- a Mamba-2 layer between its two projections, forward and backward ---
 
-def compare(label, ways, inputs, dy):
-    """Time y = f(*inputs) and its gradients, forward and backward, for each of the ways (its name,
-    f, why it is skipped), beside the first. The gradient of y is dense, as in training."""
-    for x in inputs:
-        x.requires_grad_()
-    first = ()
-    for what, f, why in ways:
-        try:
-            if not why:
-                took = 1000 * measure(lambda f=f: torch.autograd.grad(f(*inputs), inputs, dy))
-        except RuntimeError as e:  # as others' kernels refuse some machines
-            why = str(e)
-        if why:
-            skip(label + what, why)
-            continue
-        report(label + what, took, 'ms', *first)
-        first = first or (what, took)
-
-
-def recurrence(x, dt, A, B, C):
-    """ssd() of model.py as it is defined, one token after another"""
-    h = x.new_zeros(len(x), H, P, N)
-    y = []
-    for t in range(x.shape[1]):
-        decay = (dt[:, t] * A).exp()[..., None, None]
-        new = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        h = decay * h + new
-        y.append((h * C[:, t, None, None]).sum(-1))
-    return torch.stack(y, 1)
-
-
-@torch.compiler.disable
-def simple_gla(x, dt, A, B, C):
-    """ssd() of model.py by flash-linear-attention's kernels"""
-    from fla.ops.simple_gla import chunk_simple_gla
-    C, B = (t[:, :, None].expand(-1, -1, H, -1) for t in (C, B))
-    return chunk_simple_gla(C, B, dt[..., None].to(x.dtype) * x, dt * A, scale=1.0)[0]
-
-
-def of_one(scan):
-    """The scan with x, B and C in one tensor (B, T, HP + 2N), as a Mamba-2 layer has them"""
-    def scan_one(xBC, dt, A):
-        x, B, C = xBC.split([H * P, N, N], -1)
-        return scan(x.unflatten(-1, (H, P)), dt, A, B, C)
-    return scan_one
-
-
-def bench_scan():
-    no_compiler = '' if on_gpu or shutil.which('g++') else "there is no C++ compiler"
-    for T in [T for T in (32, 64, 128, 256, 1024, 4096, 16384) if T <= tokens]:
-        n = max(1, (2 ** 16 if on_gpu else 2 ** 12) // T)
-        torch.compiler.reset()  # or it gives up compiling at the ninth
-        too_slow = "too slow to wait for" if T > (32 if on_gpu else 1024) else ''
-        ways = [  # name, scan, why it is skipped
-            ('recurrence', of_one(recurrence), too_slow),  # a graph of many steps takes minutes
-            ('ssd', of_one(ssd), ''),
-            ('ssd, compiled', torch.compile(of_one(ssd), dynamic=False), no_compiler),
-            ('mamba_ssm kernel', of_one(ssd_kernel), no_kernel),
-            ('simple_gla', of_one(simple_gla), no_gla),
-        ]
-        inputs = [normal(n, T, H * P + 2 * N), uniform(n, T, H), -uniform(H)]
-        compare(f"scan, {n} x {T} tokens: ", ways, inputs, normal(n, T, H, P))
-        if on_gpu and triton:
-            bench_middle(n, T)
-
-
-def bench_middle(n, T):
-    """All of a Mamba-2 layer between its two projections, for n examples of T tokens"""
-    pace = torch.ones(n, T, 1, device=device)
-    channels = H * P + 2 * N
-    weights = [uniform(4, channels) - 0.5, uniform(channels)]  # of the convolution, and its bias
-    weights += [uniform(H), -uniform(H), 1 + uniform(H)]       # dt_bias, A, D
-    inputs = [normal(n, T, H * P + channels + H), *weights]
-
-    def compiled(middle):
-        """What the kernels leave to PyTorch needs it too."""
-        return torch.compile(lambda x, *rest: middle(x, pace, *rest, P, N), dynamic=False)
-
-    ways = [  # name, way, why it is skipped
+def ways_to_mix(T):
+    """For T tokens: name, mixer, and why it is skipped, '' if it is not"""
+    compiled = functools.partial(torch.compile, dynamic=False)
+    no_compiler = "there is no C++ compiler"
+    ways = [('plain', mixer, '')]
+    if not torch.cuda.is_available():
+        ways += [('compiled', compiled(mixer), '' if shutil.which('g++') else no_compiler)]
+        return ways + [(name, None, "it needs an NVIDIA GPU")
+                       for name in ('four kernels', 'mamba_ssm kernel')]
+    from fast.kernels import SHORT, ShortMixer, kernel_missing, ssd_kernel
+    by_kernel = functools.partial(mixer, scan=ssd_kernel)
+    return ways + [
+        ('compiled', compiled(mixer), ''),
+        # What the kernels leave to PyTorch is compiled, too.
         ('four kernels', compiled(ShortMixer.apply), '' if T <= SHORT else "it is too long"),
-        ('ssd', compiled(mixer), ''),
-        ('mamba_ssm kernel', compiled(functools.partial(mixer, scan=ssd_kernel)), no_kernel),
-        ('simple_gla', compiled(functools.partial(mixer, scan=simple_gla)), no_gla),
+        ('mamba_ssm kernel', compiled(by_kernel), kernel_missing()),
     ]
-    compare(f"the middle of a layer, {n} x {T} tokens: ", ways, inputs, normal(n, T, H * P))
 
+
+def bench_mixer(bench):
+    for T in [T for T in (32, 64, 128, 256, 1024, 4096, 16384) if T <= tokens]:
+        torch.compiler.reset()  # or it gives up compiling at the ninth
+        n = max(1, (2 ** 16 if bench.on_gpu else 2 ** 12) // T)
+        channels = H * P + 2 * N
+        pace = torch.ones(n, T, 1, device=bench.device)
+        inputs = [bench.normal(n, T, H * P + channels + H)]
+        inputs += [bench.uniform(D_CONV, channels) - 0.5, bench.uniform(channels)]
+        inputs += [bench.uniform(H), -bench.uniform(H), 1 + bench.uniform(H)]  # dt_bias, A, D
+        for x in inputs:
+            x.requires_grad_()
+        dy = bench.normal(n, T, H * P)  # dense, as in training
+
+        def gradients(mix, pace=pace, inputs=inputs, dy=dy):
+            zxBCdt, *weights = inputs
+            y = mix(zxBCdt, pace, *weights, P, N)
+            return torch.autograd.grad(y, inputs, dy.to(y.dtype))
+
+        first = ()
+        for name, mix, why in ways_to_mix(T):
+            label = f"mixer, {n} x {T} tokens: {name}"
+            if why:
+                bench.skip(label, why)
+                continue
+            took = 1000 * bench.measure(functools.partial(gradients, mix), graph=True)
+            bench.report(label, took, 'ms', *first)
+            first = first or (name, took)
+
+
+# --- answers ---
 
 def resident():
     """The most bytes of this process that were in memory since /proc/self/clear_refs was told 5"""
@@ -330,10 +321,10 @@ def resident():
         return next(1024 * int(line.split()[1]) for line in f if line.startswith('VmHWM'))
 
 
-def peak(f):
+def peak(bench, f):
     """f() -> the most bytes that it took beyond what was taken before; 0 if that is unknown"""
     gc.collect()
-    if on_gpu:
+    if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         f()
@@ -349,34 +340,41 @@ def peak(f):
     return resident() - before
 
 
-def bench_length():
-    """What an answer costs, by length"""
-    model = MiniJMamba(JMambaConfig()).eval().to(device)
+def bench_length(bench):
+    model = MiniJMamba(JMambaConfig()).eval().to(bench.device)
+    fast.use(model)
     costs = []
     for seconds in [s for s in (1, 3, 10, 30, 100, 300, 600) if s <= 60 * minutes]:
-        wave = 0.1 * uniform(1, seconds * SAMPLE_RATE)
+        wave = 0.1 * bench.uniform(1, seconds * SAMPLE_RATE)
         answer = functools.partial(converse, model, wave)
-        memory = peak(answer)
-        took = measure(answer, graph=False)
-        report(f"answer to {seconds} s of sound", seconds / took, 'x real time')
+        memory = peak(bench, answer)
+        took = bench.measure(answer)
+        bench.report(f"answer to {seconds} s of sound", seconds / took, 'x real time')
         if memory:
-            report("    memory", memory / 2 ** 20, 'MiB')
+            bench.report("    memory", memory / 2 ** 20, 'MiB')
         if seconds >= 10:
-            costs.append((seconds, took, memory))
-    for k, what in (1, 'time'), (2, 'memory'):
-        if len(costs) > 1 and costs[-1][k]:
-            power = np.polyfit(*np.log([(cost[0], cost[k]) for cost in costs]).T, 1)[0]
-            report(f"{what} grows with length to the power of, from 10 s on", power, '')
+            costs.append({'length': seconds, 'time': took, 'memory': memory})
+    for what in 'time', 'memory':
+        if len(costs) > 1 and costs[-1][what]:
+            x, y = (np.log([cost[key] for cost in costs]) for key in ('length', what))
+            power = np.polyfit(x, y, 1)[0]
+            bench.report(f"{what} grows with length to the power of, from 10 s on", power, '')
 
 
-def bench_digits():
-    """How long the release thinks about a division of a long number"""
-    model, _ = load_checkpoint(device=device, init_from='release')
+def release(bench):
+    model, _ = load_checkpoint(device=bench.device, init_from='release')
+    fast.use(model)
+    return model
+
+
+def bench_digits(bench):
+    model = release(bench)
     for n in [n for n in (10, 30, 100, 300, 1000) if n <= digits]:
-        question = prepare.play_text('3141592653' * (n // 10) + '%325')[None].to(device)
+        question = play_text('3141592653' * (n // 10) + '%325')[None].to(bench.device)
         t0 = time.perf_counter()
         (_, passes), = deque(conversation(model, question, think=100 * n), maxlen=1)
-        report(f"{n} digits, {int(passes)} passes", time.perf_counter() - t0, 's')
+        seconds = time.perf_counter() - t0
+        bench.report(f"{n} digits, {int(passes)} passes", seconds, 's')
 
 
 def stream_of_questions():
@@ -393,58 +391,84 @@ def stream_of_questions():
         question, wanted = drawn[i]
         loudness, pause = torch.rand(2, generator=g).tolist()
         sound = F.pad(question, (0, round((1 + 2 * pause) * SAMPLE_RATE)))
-        noise = TONE_RMS * prepare.gain(-20 * loudness) * torch.randn(len(sound), generator=g)
-        sounds.append(sound + noise)
+        noise = torch.randn(len(sound), generator=g)
+        sounds.append(sound + TONE_RMS * gain(-20 * loudness) * noise)
         wants.append(wanted)
     begins = np.cumsum([0, *map(len, sounds)]) / SAMPLE_RATE
     return torch.cat(sounds), begins[:-1], wants
 
 
-def bench_listen():
-    """The release, always listening, on a clock as if the sound came live to this machine"""
-    model, _ = load_checkpoint(device=device, init_from='release')
+def bench_listen(bench):
+    """On a clock as if the sound came live to this machine"""
+    model = release(bench)
     sound, begins, wants = stream_of_questions()
     answers = [[] for _ in wants]
     decided, computed = [], []
-    arrived = ready = 0.0
+    arrived = ready = 0.0  # seconds of the stream, and when what it asks is answered
     t0 = time.perf_counter()
-    for heard, thought in conversations(model, iter(sound.split(STREAM_BLOCK)), 64):
+    for recording, thought in answers_to(model, iter(sound.split(STREAM_BLOCK)), 64):
         arrived = min(arrived + STREAM_BLOCK / SAMPLE_RATE, len(sound) / SAMPLE_RATE)
         ready = max(ready, arrived) + time.perf_counter() - t0
         if thought:
-            which = bisect.bisect(begins, arrived - heard.quiet) - 1
-            answers[which] += transcribe(thought[0][-1].cpu())
-            decided.append(heard.quiet)
+            played, _ = thought
+            which = bisect.bisect(begins, arrived - recording.quiet) - 1
+            answers[which] += transcribe(played[-1].cpu())
+            decided.append(recording.quiet)
             computed.append(ready - arrived)
         t0 = time.perf_counter()
     right = sum([wanted] == found for wanted, found in zip(wants, answers, strict=True))
     early = sum(len(found) > 1 for found in answers)
     late = sum(not found for found in answers)
-    report(f"listening, {len(wants)} questions", 100 * right / len(wants), '% right')
+    bench.report(f"listening, {len(wants)} questions", 100 * right / len(wants), '% right')
     print(f"    {early} were answered too early, and again, {late} too late or never")
-    report("    to the decision, 95 of 100", 1000 * np.quantile(decided, 0.95), 'ms')
-    report("    from there to the answer", 1000 * np.quantile(computed, 0.95), 'ms')
+    bench.report("    to the decision, 95 of 100", 1000 * np.quantile(decided, 0.95), 'ms')
+    bench.report("    from there to the answer", 1000 * np.quantile(computed, 0.95), 'ms')
 
 
-def bench_scorer():
-    """The scorer against white noise"""
-    g = torch.Generator().manual_seed(0)
-    symbols = torch.randint(len(SYMBOLS), (500, 20), generator=g)
-    wave = play(symbols, prepare.make_rhythm(500, 20, g), prepare.max_samples(20))  # (500, S)
+def bench_scorer(bench):
+    symbols, _, wave, generator = random_tones(500, 20)
     wanted = [decode(row) for row in symbols]
     power = wave[wave != 0].square().mean()  # of the tones, without the gaps
     for db in (10, 0, -5, -10, math.inf):  # the last is clean
-        noisy = wave + (power * 10 ** (-db / 10)).sqrt() * torch.randn(wave.shape, generator=g)
+        noise = torch.randn(wave.shape, generator=generator)
+        noisy = wave + (power * 10 ** (-db / 10)).sqrt() * noise
         wrong = sum(map(edit_distance, transcribe(noisy), wanted))
-        report(f"scorer, 10,000 symbols, {db} dB signal to noise", 100 - wrong / 100, '% right')
+        bench.report(f"scorer, 10,000 symbols, {db} dB signal to noise", 100 - wrong / 100,
+                     '% right')
 
 
-benches = dict(limits=bench_limits, audio=bench_audio, step=bench_step, scan=bench_scan,
-               length=bench_length, digits=bench_digits, listen=bench_listen, scorer=bench_scorer)
-for part in chosen:
-    benches[part]()
-try:
-    with open(out, 'w') as f:
-        json.dump(rows, f, indent=1)
-except OSError as e:
-    fail(f"cannot write {out}: {e.strerror}")
+# --- the program ---
+
+PARTS = {
+    'limits': bench_limits,
+    'audio': bench_audio,
+    'step': bench_step,
+    'mixer': bench_mixer,
+    'length': bench_length,
+    'digits': bench_digits,
+    'listen': bench_listen,
+    'scorer': bench_scorer,
+}
+
+
+def main():
+    bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3, digits=1)
+    chosen = names_of(globals(), 'parts', PARTS)
+    for name in configs.split(','):
+        settings = run_config(os.path.join(HERE, 'config', name + '.py'))
+        if settings.get('tasks') not in TASKS:
+            fail(f"configs are some that train one task, not {name!r}")
+    bench = Bench(pick_device(device))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        for part in chosen:
+            PARTS[part](bench)
+        write_json(out, bench.rows)
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write {out}: {e.strerror}")
+
+
+if __name__ == '__main__':
+    main()
