@@ -6,68 +6,78 @@ $ python -m pytest tests/test_baselines.py
 import pytest
 import torch
 
-from lab.baselines import make_model
 from checkpoint import load_checkpoint
-from model import JMambaConfig, mixer
+from lab.baselines import LSTM, Transformer
+from model import JMambaConfig, Mamba2, MiniJMamba
 from tests.helpers import TINY, TRAIN, run_here
 
+HERE = 'lab.baselines:'
+NO_CROSS = {'cross': HERE + 'NoCross', 'pointer': False}
+PARTS = [
+    ({'layer': HERE + 'Transformer'}, 'conv_weight'),
+    ({'layer': HERE + 'LSTM'}, 'conv_weight'),
+    ({'layer': 'SelfAttention'}, 'conv_weight'),
+    ({'self_attention': 'torch.nn:Identity'}, 'self_attention'),
+    (NO_CROSS, 'cross'),
+    ({**NO_CROSS, 'self_attention': 'torch.nn:Identity'}, 'qkv'),
+    ({'cross': HERE + 'RandomPointer'}, 'nothing'),
+    ({'cross': HERE + 'TokenCross'}, 'nothing'),
+    ({'front': HERE + 'Mel'}, 'embed.weight'),
+    ({'front': HERE + 'Filters'}, 'embed.weight'),
+    ({'points_at': 'same,end'}, 'nothing'),
+]
 
-def train_here(*flags):
-    return run_here('train.py', *TRAIN, '--test_samples=0', '--tasks=mirror,mod', '--hide=0.5',
-                    *flags)[0]
+
+@pytest.mark.parametrize('parts, without', PARTS)
+def test_what_a_config_names_is_all_taught_and_stays_causal_in_the_encoder(parts, without):
+    torch.manual_seed(0)
+    model = MiniJMamba(JMambaConfig(**TINY, **parts))
+    names = [name for name, _ in model.named_parameters()]
+    assert not any(without in name for name in names)
+
+    question = 0.1 * torch.randn(2, 8000)
+    lengths = torch.tensor([8000, 6000])
+    answer = model(question, lengths)
+    assert answer.frames.shape == (2, 50, 128)
+    # At first nothing is generated, so the frames alone would teach the encoder nothing.
+    (answer.frames.sum() + answer.logits.square().sum() + answer.so_far.square().sum()).backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None]
+    # Where every frame is generated, no gate is asked.
+    assert all('gate' in name and not model.config.pointer for name in still), still
+
+    later = question.clone()
+    later[:, 4000:] = 0.1 * torch.randn(2, 4000)
+    heard, changed = (model.encode(model.hear(x), x)[:, :5] for x in (question, later))
+    assert torch.allclose(heard, changed, atol=1e-5)
 
 
-@pytest.mark.parametrize('key, value, without', [
-    ('layer', 'transformer', 'conv_weight'),
-    ('layer', 'lstm', 'conv_weight'),
-    ('layer', 'attention', 'conv_weight'),
-    ('attention', 'cross', 'self_attention.qkv'),
-    ('attention', 'self', 'cross.q'),
-    ('attention', 'none', 'cross.q'),
-    ('attention', 'random', 'no part'),
-    ('attention', 'token', 'no part'),
-    ('turning', True, 'no part'),
-    ('front', 'mel', 'embed.weight'),
-    ('front', 'filters', 'embed.weight'),
-    ('points_at', 'same,end', 'no part'),
-])
-def test_other_parts_are_trained_and_loaded(key, value, without, tmp_path):
+def test_layers_of_as_many_parameters():
+    c = JMambaConfig()
+    n, *others = [sum(p.numel() for p in layer(c).parameters())
+                  for layer in (Mamba2, Transformer, LSTM)]
+    for other in others:
+        assert other == pytest.approx(n, rel=0.02)
+
+
+def test_a_random_pointer_does_not_point_straight():
+    question = torch.zeros(1, 16000)
+    straight, random = (MiniJMamba(JMambaConfig(**TINY, **parts)).pointer_weights(question)
+                        for parts in ({}, {'cross': HERE + 'RandomPointer'}))
+    assert straight.diagonal().mean() > random.diagonal().mean()
+
+
+def test_other_parts_are_trained_and_loaded(tmp_path):
+    parts = {'layer': HERE + 'LSTM', 'cross': HERE + 'TokenCross', 'front': HERE + 'Filters'}
+    flags = [f'--{key}={value}' for key, value in parts.items()]
+    code, _ = run_here('train.py', *TRAIN, '--test_samples=0', '--tasks=mirror,mod', '--hide=0.5',
+                       *flags, f'--out_dir={tmp_path}')
+    assert code == 0
     torch.manual_seed(1337)
-    before = make_model(JMambaConfig(**TINY, **{key: value})).state_dict()
-    assert train_here(f'--{key}={value}', f'--out_dir={tmp_path}') == 0
+    before = MiniJMamba(JMambaConfig(**TINY, **parts)).state_dict()
     model, checkpoint = load_checkpoint(str(tmp_path))
-    assert checkpoint['model_args'][key] == value
+    assert parts.items() <= checkpoint['model_args'].items()
     after = model.state_dict()
     assert before.keys() == after.keys()
-    assert not any(without in name for name in after)
-    # All of it is trained: AdamW moves even what has no gradient, if it decays.
+    # AdamW moves even what has no gradient, if it decays.
     still = [name for name in after if torch.equal(after[name], before[name])]
     assert all('so_far' in name or 'pointer_key' in name for name in still), still
-
-
-def test_a_state_that_turns_is_the_recurrence_with_complex_numbers():
-    torch.manual_seed(0)
-    b, t, heads, p, n = 2, 70, 3, 4, 8
-    width = 2 * heads * p + 2 * n + heads
-    zxBCdt = torch.randn(b, t, width)
-    turns, pace = torch.randn(b, t, n // 2), torch.rand(b, t, 1)
-    weight, bias = torch.randn(4, heads * p + 2 * n), torch.randn(heads * p + 2 * n)
-    dt_bias, A, D = torch.randn(heads), -torch.rand(heads), torch.randn(heads)
-    inputs = (zxBCdt, pace, weight, bias, dt_bias, A, D, p, n)
-
-    def recurrence(x, dt, A, B, C):
-        """h_t = exp(dt A) e^(i turn) h_{t-1} + dt x B: what stands in the two halves is a complex
-        number"""
-        state = torch.zeros(b, heads, p, n // 2, dtype=torch.cfloat)
-        out = []
-        for i in range(t):
-            B_i, C_i = (torch.complex(*v[:, i].chunk(2, -1)) for v in (B, C))
-            state = state * torch.exp(1j * turns[:, i])[:, None, None]
-            state = state * torch.exp(dt[:, i] * A)[..., None, None]
-            state = state + (dt[:, i, :, None] * x[:, i])[..., None] * B_i.conj()[:, None, None]
-            out.append((state * C_i[:, None, None]).real.sum(-1))
-        return torch.stack(out, 1)
-
-    wanted = mixer(*inputs, scan=recurrence)
-    assert torch.allclose(mixer(*inputs, turns=turns), wanted, atol=1e-4)
-    assert not torch.allclose(mixer(*inputs), wanted, atol=1e-2)
