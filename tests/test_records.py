@@ -13,12 +13,12 @@ import pytest
 from lab import results
 from tests.helpers import ROOT, is_one_line
 
-# A number that a person types counts or measures something, and one of these words stands behind it.
+# A number that a person types counts or measures something: one of these words stands behind it.
 # Any other is a result, and a result comes from a record: {release/mod/iid:score}.
 UNITS = set(
-    's ms Hz kHz dB GPU H100 second seconds minute minutes hours passes lines slots symbols letters '
-    'brackets digits bits gates operations steps edges examples questions frames layers cores '
-    'million'.split())
+    's ms Hz kHz dB GPU H100 second seconds minute minutes hours passes lines slots symbols '
+    'letters brackets digits bits gates operations steps edges examples questions frames layers '
+    'cores million'.split())
 NUMBER = re.compile(r'(?<![\w.,/-])\d[\d.,]*(?: to \d[\d.,]*)?(?: ?%)?(?: of \d[\d,]*)?')
 
 
