@@ -6,20 +6,22 @@ import math
 import torch
 
 INSIDE = 'encoder.', 'decoder.', 'cross.', 'self_attention.'
-MOMENTUM = 0.95
+BETAS = 0.9, 0.99  # of AdamW
+MOMENTUM = 0.95    # of Muon
 
 
 def orthogonal(x, steps=5):
     """Matrices (n, R, C) -> those nearest to them whose singular values are all about 1, by a
     Newton-Schulz iteration. Half precision is enough, where it is fast."""
-    dtype = torch.bfloat16 if x.is_cuda else torch.float32
     is_tall = x.shape[1] > x.shape[2]
-    x = (x.mT if is_tall else x).to(dtype)
+    x = x.mT if is_tall else x
+    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT
         x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
-    return (x.mT if is_tall else x).float()
+    x = x.mT if is_tall else x
+    return x.float()
 
 
 class Muon(torch.optim.AdamW):
@@ -30,26 +32,36 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = {}
-            for p in group['params'] if group.get('muon') else ():
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for shape, params in by_shape.items():
-                step_size = 0.2 * math.sqrt(max(shape)) * group['lr']
-                self.move(params, step_size, group['lr'] * group['weight_decay'])
+            if group.get('muon'):
+                self.move_group(group)
         super().step()
 
+    def move_group(self, group):
+        # Matrices of one shape are one batch.
+        by_shape = {}
+        for p in group['params']:
+            if p.grad is not None:
+                by_shape.setdefault(p.shape, []).append(p)
+        decay = group['lr'] * group['weight_decay']
+        for shape, params in by_shape.items():
+            step_size = 0.2 * math.sqrt(max(shape)) * group['lr']
+            self.move(params, step_size, decay)
+
     def move(self, params, step_size, decay):
-        """Matrices of one shape"""
+        """Move matrices of one shape"""
         for p in params:
             if not self.state[p]:  # AdamW cannot be loaded without a step
                 self.state[p].update(step=p.new_zeros(()), momentum=torch.zeros_like(p))
         momenta = [self.state[p]['momentum'] for p in params]
-        moves = 1 - self.found_inf
         mean = torch.stack(momenta)
-        gradient = torch.where(moves > 0, torch.stack([p.grad for p in params]), mean)
+        gradient = torch.stack([p.grad for p in params])
+        # The gradient may be no number, and a CUDA graph has no ifs: it is replaced, and what comes
+        # of it is multiplied by 0.
+        moves = 1 - self.found_inf
+        gradient = torch.where(moves > 0, gradient, mean)
         mean = mean.lerp(gradient, 1 - MOMENTUM)
-        update = moves * step_size * orthogonal(gradient.lerp(mean, MOMENTUM))
+        direction = orthogonal(gradient.lerp(mean, MOMENTUM))
+        update = moves * step_size * direction
         torch._foreach_copy_(momenta, mean.unbind())
         torch._foreach_mul_(params, 1 - moves * decay)
         torch._foreach_sub_(params, update.unbind())
@@ -67,9 +79,11 @@ def make_optimizer(named, lr, weight_decay, muon, capturable):
             inside.append(p)
         else:
             matrices.append(p)
-    groups = [{'params': matrices, 'weight_decay': weight_decay},
-              {'params': others, 'weight_decay': 0.0}]
-    settings = {'lr': lr, 'betas': (0.9, 0.99), 'fused': True, 'capturable': capturable}
+    groups = [
+        {'params': matrices, 'weight_decay': weight_decay},
+        {'params': others, 'weight_decay': 0.0},
+    ]
+    settings = dict(lr=lr, betas=BETAS, fused=True, capturable=capturable)
     if not muon:
         return torch.optim.AdamW(groups, **settings)
     groups.append({'params': inside, 'weight_decay': weight_decay, 'muon': True})
