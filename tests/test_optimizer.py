@@ -51,7 +51,8 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     flags = [*TRAIN, '--tasks=mod', '--aloud=mod', '--muon=True', '--test_samples=0',
              '--learning_rate=1e-3', '--min_lr=1e-3', '--warmup_iters=0']
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    for folder, iters, start in ((whole, 8, 'scratch'), (parts, 4, 'scratch'), (parts, 8, 'resume')):
+    runs = (whole, 8, 'scratch'), (parts, 4, 'scratch'), (parts, 8, 'resume')
+    for folder, iters, start in runs:
         code, _ = run_here('train.py', *flags, f'--max_iters={iters}', f'--init_from={start}',
                            f'--out_dir={folder}')
         assert code == 0
