@@ -1,117 +1,129 @@
 """
-bench.py, once on the CPU and with tiny settings.
+What is measured: lab.bench, once on the CPU and with tiny settings, and lab.readability.
 
-$ python -m pytest tests/test_bench.py      # half a minute on one CPU core
+$ python -m pytest tests/test_bench.py          # seconds on one CPU core
+$ python -m pytest tests/test_bench.py --long   # a minute
 """
 import json
-import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from lab.readability import count, misplaced
+from tests.helpers import output, refusal
+
+BENCH = 'lab/bench.py'
 
 
-def bench(*flags, code=0):
-    """What bench.py prints, errors included"""
-    command = [sys.executable, os.path.join(ROOT, 'bench.py'), '--device=cpu', *flags]
-    p = subprocess.run(command, capture_output=True, text=True)
-    assert p.returncode == code, p.stdout + p.stderr
-    return p.stdout + p.stderr
+def bench(capsys, folder, *flags):
+    """-> the text that it prints, and the rows of its JSON file by name"""
+    path = folder / 'bench.json'
+    text = output(capsys, BENCH, '--device=cpu', '--repeats=1', f'--out={path}', *flags)
+    machine, *rows = json.loads(path.read_text())
+    assert {'machine', 'threads', 'torch'} <= machine.keys()
+    return SimpleNamespace(text=text, rows={row['what']: row for row in rows})
 
 
-@pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    """The text that it printed, the rows of its JSON file by name, and a config of one's own"""
-    folder = tmp_path_factory.mktemp('bench')
-    own = str(folder / 'own')
-    with open(own + '.py', 'w') as f:
-        f.write("tasks = 'reverse'\nd_model = 64\n")
-    text = bench(f"--configs=mod,{own}", '--repeats=1', '--batch_size=2', '--minutes=0.5',
-                 '--tokens=32', '--questions=3', f"--out={folder / 'bench.json'}")
-    rows = json.loads((folder / 'bench.json').read_text())
-    assert {'machine', 'threads', 'torch'} <= rows[0].keys()
-    return SimpleNamespace(text=text, rows={row['what']: row for row in rows[1:]}, own=own)
-
-
-def test_every_line_is_printed_and_written(found):
-    rows = found.rows
-    parts = ['matrix product', 'synthesis', 'scoring', 'mod, d 128', 'scan', 'answer', 'listening',
-             'scorer']
-    for part in parts:
-        assert any(what.startswith(part) for what in rows), part
-    for what, row in rows.items():
+def test_every_line_is_printed_and_written(tmp_path, capsys):
+    found = bench(capsys, tmp_path, '--parts=limits,audio,step,length', '--configs=mirror',
+                  '--batch_size=2', '--minutes=0.05')
+    for part in ('matrix product', 'synthesis', 'scoring', 'mirror, d 128', 'answer'):
+        assert any(what.startswith(part) for what in found.rows), part
+    for what, row in found.rows.items():
         line = next(line for line in found.text.splitlines() if line.startswith(what))
-        if 'skipped' in row:
-            assert line.endswith('skipped: ' + row['skipped'])
-        else:
-            assert row['value'] > 0
-            assert row['unit'] in line
-        if 'speed' in row:
-            assert line.endswith(f"{row['speed']:.3g} x {row['of']}")
-
-
-def test_speed_is_that_beside_another_line(found):
-    rows = found.rows
-    pairs = [
-        ('mod, d 128, batch 2: ', 'Mini-JMamba', 'Transformer'),
-        ('mod, d 128, batch 2: ', 'Mini-JMamba', 'LSTM'),
-        ('scan, 128 x 32 tokens: ', 'recurrence', 'ssd'),
-    ]
-    for label, of, what in pairs:
-        row, beside = rows[label + what], rows[label + of]
-        assert row['of'] == of
-        assert row['speed'] == pytest.approx(beside['value'] / row['value'])
-        assert 'speed' not in beside
-    assert rows['scan, 128 x 32 tokens: ssd']['speed'] > 2  # 15, when nothing else runs
-
-
-def test_a_step_is_compared_at_as_many_parameters(found):
-    rows = found.rows
-    layers = ('Mini-JMamba', 'Transformer', 'LSTM')
-    n = [rows[f"mod, d 128, batch 2: {layer}"]['parameters'] for layer in layers]
-    assert n[0] == 1498223
-    assert len(set(n)) == 3
-    assert max(n) < 1.02 * min(n)
-    step = rows['mod, d 128, batch 2: Mini-JMamba']
+        assert row['value'] > 0
+        assert row['unit'] in line
+    step = found.rows['mirror, d 128, batch 2: Mini-JMamba']
     assert step['examples_per_second'] == pytest.approx(2000 / step['value'])
-    assert rows['mod, d 128, batch 2: the audio alone']['value'] < step['value']
+    assert found.rows['mirror, d 128, batch 2: the audio alone']['value'] < step['value']
 
 
-def test_a_config_of_ones_own(found):
-    rows = found.rows
-    label = f"{found.own}, d 64, batch 2: "
+@pytest.mark.long
+def test_a_step_is_compared_at_as_many_parameters(tmp_path, capsys):
+    rows = bench(capsys, tmp_path, '--parts=step', '--configs=mod', '--batch_size=2').rows
+    names = 'Mini-JMamba', 'Transformer', 'LSTM'
+    ours, *others = [rows[f"mod, d 128, batch 2: {name}"] for name in names]
+    for other in others:
+        assert other['of'] == 'Mini-JMamba'
+        assert other['speed'] == pytest.approx(ours['value'] / other['value'])
+        assert other['parameters'] == pytest.approx(ours['parameters'], rel=0.02)
+    assert 'speed' not in ours
+    official = rows['mod, d 128, batch 2: mamba_ssm.Mamba2']
+    assert official['skipped'].endswith("it needs an NVIDIA GPU")
+
+
+@pytest.mark.long
+def test_a_config_of_ones_own(tmp_path, capsys):
+    own = tmp_path / 'own'
+    own.with_suffix('.py').write_text("tasks = 'reverse'\nd_model = 64\n")
+    rows = bench(capsys, tmp_path, '--parts=step', f'--configs={own}', '--batch_size=2').rows
+    label = f"{own}, d 64, batch 2: "
     assert rows[label + 'Mini-JMamba']['parameters'] < 1000000
     assert label + 'Transformer' not in rows  # mod alone has others beside it
 
 
-def test_kernels_are_skipped_without_a_gpu(found):
-    scan = found.rows['scan, 128 x 32 tokens: mamba_ssm kernel']
-    step = found.rows['mod, d 128, batch 2: mamba_ssm.Mamba2']
-    assert scan['skipped'] == step['skipped'] == "it needs an NVIDIA GPU"
+@pytest.mark.long
+def test_ways_to_mix(tmp_path, capsys):
+    rows = bench(capsys, tmp_path, '--parts=mixer', '--tokens=32').rows
+    label = 'mixer, 128 x 32 tokens: '
+    assert rows[label + 'plain']['value'] > 0
+    assert rows[label + 'four kernels']['skipped'] == "it needs an NVIDIA GPU"
 
 
-def test_long_sound(found):
-    rows = found.rows
+@pytest.mark.long
+def test_long_sound(tmp_path, capsys):
+    rows = bench(capsys, tmp_path, '--parts=length', '--minutes=0.5').rows
     asked = [what for what in rows if what.startswith('answer to')]
     assert asked == [f"answer to {seconds} s of sound" for seconds in (1, 3, 10, 30)]
-    assert rows['answer to 30 s of sound']['value'] > 2
     if sys.platform == 'linux':
         growth = rows['memory grows with length to the power of, from 10 s on']['value']
         assert 0.5 < growth < 1.5
 
 
-def test_the_scorer_in_noise(found):
-    rows = found.rows
+@pytest.mark.long
+def test_the_release_in_a_stream_and_on_long_numbers(tmp_path, capsys):
+    rows = bench(capsys, tmp_path, '--parts=digits,listen', '--digits=10', '--questions=6').rows
+    assert rows['10 digits, 43 passes']['unit'] == 's'
+    assert rows['listening, 6 questions']['value'] == 100
+
+
+@pytest.mark.long
+def test_the_scorer_in_noise(tmp_path, capsys):
+    rows = bench(capsys, tmp_path, '--parts=scorer').rows
     right = [rows[f"scorer, 10,000 symbols, {db} dB signal to noise"]['value']
              for db in ('inf', 10, 0, -5, -10)]
     assert right[:3] == [100, 100, 100]
     assert right[3] > 99 and right[4] > 90
 
 
-def test_a_config_of_several_tasks_is_refused_in_one_line():
-    text = bench('--configs=multitask', code=2)
-    assert "one task, not 'multitask'" in text
-    assert len(text.splitlines()) == 1
+def test_a_config_of_several_tasks_is_refused(capsys):
+    said = refusal(capsys, BENCH, '--configs=multitask')
+    assert "one task, not 'multitask'" in said
+
+
+# --- how the code reads ---
+
+def test_lines_tokens_and_functions_are_counted(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text('"""A\ndocstring"""\n# why\nx = 1  # no line of comment\n\n'
+                    'twice = lambda y: 2 * y\n\ndef f():\n    """Says"""\n    return x\n')
+    n = count(path)
+    assert (n.lines, n.code, n.comments, n.lambdas, n.longest) == (10, 4, 1, 1, 3)
+    assert n.tokens == 3 + 8 + 5 + 2
+
+
+@pytest.mark.parametrize('graph, says', [
+    ({'model.py': {'prepare.py', 'tasks/mod.py', 'audio/files.py'}}, ''),
+    ({'model.py': {'think.py'}}, 'model.py imports think.py, which does not stand before it'),
+    ({'think.py': {'lab/bench.py'}}, 'think.py imports lab/bench.py'),
+    ({'score.py': {'lab/mistakes.py', 'exam.py'}}, ''),
+    ({'train.py': {'lab/mistakes.py'}}, 'train.py imports lab/mistakes.py'),
+    ({'fast/graphs.py': {'lab/bench.py'}}, 'but fast/ does without lab/'),
+    ({'extra.py': set()}, 'extra.py stands at the top level'),
+    ({'lab/a.py': {'lab/b.py'}, 'lab/b.py': {'lab/a.py'}}, 'imports go round in a circle'),
+])
+def test_what_stands_behind_is_not_imported(graph, says):
+    found = misplaced(graph)
+    assert bool(found) == bool(says)
+    assert all(says in sentence for sentence in found)
