@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from audio.files import SAMPLE_RATE, read_stream, write_wav
-from audio.listen import conversations, first_question, is_question, listen, skip
+from audio.listen import WAIT, answers_to, first_question, is_question, listen, skip
 from prepare import Rhythm, make_rhythm, play, play_text
 from tasks import encode
 from tests.helpers import files_in, gen, path_of, refusal, run, tiny_model
@@ -61,7 +61,7 @@ def test_a_slow_player_is_given_time(gap):
 def test_a_question_ends_soon():
     sound = torch.cat([play_text('98765'), silence(1)])
     over = next(h for h in listen(iter(sound.split(800))) if h.is_over)
-    assert 0.3 <= over.quiet < 0.4
+    assert WAIT <= over.quiet < WAIT + 0.1
 
 
 def test_memory_does_not_grow():
@@ -69,7 +69,7 @@ def test_memory_does_not_grow():
     tone = play(torch.tensor([[3]]), Rhythm(*[torch.tensor([[x]]) for x in (
         0., 100., 0., 0.6, 0., 100.)], torch.zeros(1, 0)), 100 * SAMPLE_RATE)[0]
     for sound, seconds in ((noise.repeat(400), 0), (tone, 61)):
-        longest = max(len(h.sound) for h in listen(iter(sound.split(800))))
+        longest = max(len(h.sound) for h in listen(iter(sound.split(4000))))
         assert longest <= seconds * SAMPLE_RATE
 
 
@@ -85,23 +85,39 @@ def test_what_is_no_question():
     bad = [silence(1)]
     for sound in (voice, click, noise, play_text('17%5'), click, voice, silence(1)):
         bad += [sound, silence(1)]
-    found = [h for h, thought in conversations(tiny_model(), iter(torch.cat(bad).split(800)), 1)
-             if thought]
-    assert [transcribe(h.sound[None])[0] for h in found] == ['17%5']
+    stream = iter(torch.cat(bad).split(800))
+    found = [r.sound for r, thought in answers_to(tiny_model(), stream, think=1) if thought]
+    assert [transcribe(sound[None])[0] for sound in found] == ['17%5']
 
 
 def test_it_has_thought_when_the_question_is_over(monkeypatch):
     thoughts = []
 
-    def note(model, question, think):
+    def note(model, question, lengths, **settings):
         thoughts.append(transcribe(question)[0])
         return [question], torch.zeros(1)
 
-    monkeypatch.setattr('listen.converse', note)
-    for heard, thought in conversations(tiny_model(), iter(STREAM.split(800)), 1):
-        if len(heard.sound) and heard.wait * 0.8 < heard.quiet < heard.wait:
-            assert thought is None and thoughts[-1] == transcribe(heard.sound[None])[0]
+    monkeypatch.setattr('audio.listen.converse', note)
+    for recording, thought in answers_to(tiny_model(), iter(STREAM.split(800)), think=1):
+        if len(recording.sound) and recording.wait * 0.8 < recording.quiet < recording.wait:
+            assert thought is None and thoughts[-1] == transcribe(recording.sound[None])[0]
     assert thoughts == ['987%65', '(())', '5', 'CABB']
+
+
+def test_a_slow_question_is_answered_in_its_own_time_though_the_model_hears_it_hurried():
+    lengths = []
+
+    def between(waves):
+        lengths.append(waves.shape[1])
+        return waves
+
+    blocks = torch.cat([with_gaps('98765', 0.5), silence(2)]).split(800)
+    found = [each for each in answers_to(tiny_model(), iter(blocks), 3, between) if each[1]]
+    [(recording, (answers, _))] = found
+    n = len(recording.sound) + 2 * SAMPLE_RATE
+    # The model has begun to think 0.2 s before the wait was over.
+    assert all(n - 0.25 * SAMPLE_RATE < answer.shape[1] <= n for answer in answers)
+    assert lengths and max(lengths) < n - SAMPLE_RATE
 
 
 def test_the_first_question_is_waited_for_a_minute():
