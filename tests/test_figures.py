@@ -7,12 +7,13 @@ import json
 
 import pytest
 
-from lab import inside
 from audio.files import write_wav
+from lab import inside
 from prepare import play_text
 from tests.helpers import is_png, output, refusal, run_here, tiny_model
 
 FIGURES = 'lab/figures.py'
+INSIDE = 'lab/inside.py'
 
 
 @pytest.fixture
@@ -144,7 +145,8 @@ def test_worse_sound_and_longer_questions_are_asked_and_drawn(trained, tmp_path,
 def test_which_tones_are_heard_for_which(tmp_path, capsys):
     draw = ['--what=confusion', f"--out={tmp_path / 'c.png'}", tmp_path]
     for confused, refused in (({'AB': 3, '0?': 1}, False), ({}, True)):
-        contents = {'scores': {'mirror': {'white_0': {'exact_match': 0.5, 'n': 8, 'confused': confused}}}}
+        found = {'exact_match': 0.5, 'n': 8, 'confused': confused}
+        contents = {'scores': {'mirror': {'white_0': found}}}
         (tmp_path / 'sounds.json').write_text(json.dumps(contents))
         if refused:
             assert 'in none of their answers' in refusal(capsys, FIGURES, *draw)
@@ -155,11 +157,11 @@ def test_which_tones_are_heard_for_which(tmp_path, capsys):
 
 def test_inside_a_model(trained, tmp_path, capsys):
     picture = tmp_path / 'p.png'
-    output(capsys, 'lab/inside.py', 'pointer', trained, f'--out={picture}')
+    output(capsys, INSIDE, 'pointer', trained, f'--out={picture}')
     assert is_png(picture)
-    assert 'is for a model of bracket, not of mirror' in refusal(capsys, 'lab/inside.py', 'counting',
-                                                                 trained)
-    assert 'name what to draw' in refusal(capsys, 'lab/inside.py', trained)
+    said = refusal(capsys, INSIDE, 'counting', trained)
+    assert 'is for a model of bracket, not of mirror' in said
+    assert 'name what to draw' in refusal(capsys, INSIDE, trained)
 
 
 @pytest.mark.parametrize('what, says', [
