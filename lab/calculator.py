@@ -29,7 +29,8 @@ def answer_calls(waves):
         for k in new.nonzero()[:, 0]:
             waves[i, begin[k]:end[k]] = 0
         # A tone of the calculator sounds when the one did that it takes the place of.
-        rhythm = make_rhythm(1, len(row), device=waves.device)
+        generator = torch.Generator(waves.device).manual_seed(0)  # the same call sounds the same
+        rhythm = make_rhythm(1, len(row), generator, waves.device)
         rhythm = rhythm._replace(start=start[None].float(), length=length[None].float())
         row = torch.where(new, row, REST)
         waves[i] += play_plainly(row[None], rhythm, waves.shape[1])[0]
