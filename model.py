@@ -290,20 +290,21 @@ def ssd(x, dt, A, B, C, chunk=CHUNK):
     y = y.transpose(2, 3)  # (B, n, Q, H, P)
     # Between chunks: what earlier ones leave behind.
     if n > 1:
-        y = y + from_earlier_chunks(x, decay, B, C)
+        y = y + from_earlier_chunks(x, decay, by_head[..., -1], B, C)
     return y.flatten(1, 2)[:, :T]
 
 
-def from_earlier_chunks(x, decay, B, C):
+def from_earlier_chunks(x, decay, total, B, C):
     """What the states that earlier chunks leave behind give to each token: x (B, n, Q, H, P), decay
-    (B, n, Q, H) from the start of the chunk, B and C (B, n, Q, N) -> (B, n, Q, H, P)"""
+    (B, n, Q, H) from the start of the chunk and that of all of it (B, n, H), B and C (B, n, Q, N)
+    -> (B, n, Q, H, P)"""
     # Each chunk alone leaves a state at its end.
     to_end = (decay[:, :, -1:] - decay).exp()
     left = x * to_end[..., None].to(x.dtype)
     left = B.transpose(2, 3) @ left.flatten(3)  # (B, n, N, HP)
     left = left.unflatten(3, x.shape[3:])
     # The states of all earlier chunks, decayed since, add up at a chunk's start.
-    total = decay[:, :, -1].transpose(1, 2).cumsum(2)  # (B, H, n)
+    total = total.transpose(1, 2).cumsum(2)  # (B, H, n)
     kept = decays(F.pad(total, (1, -1)), total, -1)  # (B, H, n, n)
     state = torch.einsum('bhij,bjnhp->binhp', kept.to(x.dtype), left)
     # Each token reads them, decayed since that start.

@@ -391,6 +391,7 @@ class Batch(NamedTuple):
     changed: torch.Tensor    # (B,) samples up to the last slot where the answer is not the question
     asked: torch.Tensor      # (B, N) symbols
     wanted: torch.Tensor     # (B, N) symbols
+    to_neighbour: torch.Tensor  # (B,) how many rows further on a decoy for this row stands
     rhythm: Rhythm
 
 
@@ -467,6 +468,7 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         changed=torch.where(new, end, 0).amax(1),
         asked=asked,
         wanted=wanted,
+        to_neighbour=1 - 2 * (torch.arange(len(asked), device=asked.device) % 2),
         rhythm=rhythm,
     )
 

@@ -15,6 +15,29 @@ With listen=true it answers one question after another, for as long as the sound
 questions and answers only. A question is over when it has been silent for 0.3 s, or for twice as
 long as the gaps of who plays it.
 """
+from configurator import SEEDS, bounds, choices, configure, fail, names_of
+
+# --- settings ---
+# which model
+out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
+init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
+# what it is asked
+start = ''              # the question in symbols, such as ABCA
+wav = ''                # or a WAV file, in which start, if given, is played; - is standard input
+listen = False          # answer every question in wav, for as long as it lasts
+play = ''               # when listening: a command that plays a WAV, such as aplay
+task = ''               # which task is asked, if a question in symbols could belong to several
+num_samples = 4         # or draw so many test questions
+split = 'iid'           # of this split, such as ood_length
+seed = 1337             # of the drawn questions and of how a typed one is played
+# how it answers
+think = 64              # passes at most when a task is worked out aloud
+sample_dir = ''         # where to write; '' is out_dir/samples
+# system
+device = 'auto'         # auto, cpu, cuda, mps
+config = configure(globals())
+
+# isort: split
 import html
 import os
 import shlex
@@ -23,115 +46,99 @@ import subprocess
 import sys
 import time
 from functools import partial
+from typing import NamedTuple
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import (
-    SEEDS,
-    bounds,
-    choices,
-    configure,
-    fail,
-    names_of,
-    pick_device,
-)
-
-# isort: split
+import torch
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, results_of
-from lab.figures import spectrogram
+import fast
 from audio.files import STREAM_BLOCK, read_stream, read_wav, write_wav
-from audio.listen import WAIT, conversations, first_question, skip, with_room, without_room
+from audio.listen import WAIT, answers_to, first_question, skip, with_room, without_room
+from audio.tune import prepared
+from checkpoint import load_checkpoint, results_of
+from exam import between_of
+from lab.figures import spectrogram
 from prepare import SAMPLE_RATE, play_text, split_batches
-from system import fresh_folder, hold, note_as_ours, write_ours
+from system import claim, clear, pick_device, write_text, write_whole
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import conversation
 from transcribe import transcribe
 
-out_dir = 'out/mirror'  # folder of the checkpoint, and of samples/
-init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
-start = ''              # the question in symbols, such as ABCA
-wav = ''                # or a WAV file, in which start, if given, is played; - reads standard
-                        # input until a question is over
-listen = False          # answer every question in wav, for as long as it lasts
-play = ''               # when listening: a command that plays a WAV, such as aplay
-task = ''               # which task is asked, if a question in symbols could belong to several
-num_samples = 4         # or draw so many test questions
-split = 'iid'           # of this split, such as ood_length
-sample_dir = ''         # where to write; '' is out_dir/samples
-think = 64              # passes at most when a task is worked out aloud
-votes = 1               # passes a line, begun at other times, of which the most agreed on counts
-seed = 1337             # of the drawn questions and of how a typed one is played
-device = 'auto'         # auto, cpu, cuda, mps
-configure(globals())
-if '--start=' in sys.argv:
-    fail("a question needs at least one symbol, such as --start=ABCA")
-bounds(globals(), num_samples=1, think=1, votes=1, seed=SEEDS)
-choices(globals(), task=('', *TASKS))
+MOST_PASSES = 64  # of a question, that are written
+FILES = r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html'
 
-# --- questions: (waveform, text, right answer or '' if that is not known) ---
-questions = []
-try:
-    device = pick_device(device)
-    model, checkpoint = load_checkpoint(out_dir, device, init_from)
-    tasks = names_of(checkpoint['config'], 'tasks', TASKS)
-    aloud = names_of(checkpoint['config'], 'aloud', TASKS)
-    if task:
-        if task not in tasks:
-            fail(f"this model was trained on {', '.join(tasks)}, not on {task}")
-        tasks = [task]
 
+# --- questions ---
+
+class Question(NamedTuple):
+    wave: torch.Tensor  # (S,)
+    text: str
+    wanted: str         # the right answer, '' if that is not known
+
+
+def recorded(wav):
+    """A WAV file, or the first question on standard input -> (S,)"""
+    wave = first_question(read_stream(sys.stdin.buffer)) if wav == '-' else read_wav(wav)
+    if not len(wave) or wave.abs().max() < 1e-4:
+        raise ValueError(f"{wav}: nothing can be heard in it")
+    return with_room(wave)
+
+
+def typed(tasks):
+    """The question in `start` -> Question, as it is played"""
+    asked_of = task_of(start, tasks)
+    wanted = solve(asked_of, start)
+    return Question(play_text(start, seed, TASKS[asked_of].slots(start)), start, wanted)
+
+
+def drawn(tasks):
+    """num_samples test questions, of all tasks alike -> Questions"""
+    parts = [(name, part) for name in tasks for part in split_names(name, split)]
+    if not parts:
+        raise ValueError(f"no split {split!r}; {tasks[0]} has {', '.join(TASKS[tasks[0]].splits)}")
+    questions = []
+    for i, (name, part) in enumerate(parts):
+        n = len(range(i, num_samples, len(parts)))
+        for b in split_batches(name, part, n, seed):
+            rows = zip(b.question, b.lengths, b.asked, b.wanted, strict=True)
+            questions += [Question(w[:n], decode(a), decode(wanted)) for w, n, a, wanted in rows]
+    return questions
+
+
+def questions_of(tasks):
+    """What the settings ask -> Questions"""
+    played = typed(tasks) if start else None
+    if not wav:
+        return [played] if start else drawn(tasks)
+    wave = recorded(wav)
     if start:
-        asked_of = task_of(start, tasks)
-        wanted = solve(asked_of, start)
-        played = play_text(start, seed, TASKS[asked_of].slots(start))
-    player = shlex.split(play)
-    if play and not (listen and shutil.which(player[0])):
-        fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")
-    if listen:
-        if not wav:
-            fail("listen needs a sound to listen to: --wav=- or --wav=FILE")
-        if wav == '-':
-            blocks = read_stream(sys.stdin.buffer)
-        else:
-            blocks = iter(read_wav(wav).split(STREAM_BLOCK))
-    elif wav:
-        if wav == '-':
-            wave = first_question(read_stream(sys.stdin.buffer))
-        else:
-            wave = read_wav(wav)
-        if not len(wave) or wave.abs().max() < 1e-4:
-            fail(f"{wav}: nothing can be heard in it")
-        wave = with_room(wave)
-        if start:
-            questions.append((wave, start, wanted))
-        else:
-            questions.append((wave, transcribe(wave[None])[0], ''))
-    elif start:
-        questions.append((played, start, wanted))
-    else:
-        drawn = [(name, part) for name in tasks for part in split_names(name, split)]
-        if not drawn:
-            fail(f"no split {split!r}; {tasks[0]} has {', '.join(TASKS[tasks[0]].splits)}")
-        for i, (name, part) in enumerate(drawn):
-            share = len(range(i, num_samples, len(drawn)))
-            for b in split_batches(name, part, share, seed):
-                for wave, n, asked, wanted in zip(
-                        b.question, b.lengths, b.asked, b.wanted, strict=True):
-                    questions.append((wave[:n], decode(asked), decode(wanted)))
-except ValueError as e:
-    fail(e)
+        return [played._replace(wave=wave)]
+    return [Question(wave, transcribe(wave[None])[0], '')]
 
-folder = results_of(out_dir, init_from)
-sample_dir = sample_dir or os.path.join(folder, 'samples')
-passes_at_most = think if aloud else 1  # a model that works aloud decides itself how long it thinks
 
+# --- answers ---
 
 def save(name, sound):
     """Write a sound (S,) to sample_dir -> its path without .wav"""
     path = os.path.join(sample_dir, name)
-    write_ours(path + '.wav', partial(write_wav, wave=sound))
+    write_whole(path + '.wav', partial(write_wav, wave=sound))
     return path
+
+
+def answers_of(model, wave):
+    """-> {pass: its sound (S,)}, of many passes every second, fourth, ..., the last one being that
+    of the answer; and whether it was finished"""
+    sounds = {}
+    question = prepared(wave[None].to(model.start.device))
+    thought = conversation(model, *question, think if aloud else 1, between)
+    for k, (answer, passes) in enumerate(tqdm(thought, unit='pass', delay=2, leave=False,
+                                              disable=None), 1):
+        sounds[k] = answer[0].cpu()
+        if len(sounds) > MOST_PASSES:
+            sounds = dict(list(sounds.items())[::2])
+    n = max(1, int(passes))  # the last pass may only repeat the answer
+    sounds = {j: sound for j, sound in sounds.items() if j < n}
+    return sounds | {n: answer[0].cpu()}, not aloud or int(passes) < think
 
 
 def without_verdict(asked, answered):
@@ -139,44 +146,75 @@ def without_verdict(asked, answered):
     return f"the scorer heard {asked or 'nothing'} asked, and {answered or 'nothing'} answered"
 
 
+def answer_one(model, i, question):
+    """Ask, write the sounds and their pictures -> right, wrong or unknown, and the page's section
+    """
+    sounds, is_finished = answers_of(model, question.wave)
+    texts = [transcribe(sound[None])[0] for sound in sounds.values()]
+    heard = texts[-1]
+    verdict = 'right' if heard == question.wanted else 'wrong'
+    line = f"asked {question.text}, wanted {question.wanted}, heard {heard or 'nothing'}"
+    if not question.wanted:
+        verdict, line = 'unknown', without_verdict(question.text, heard)
+    chain = ' -> '.join([question.text, *texts])
+    note = ''
+    if not is_finished:
+        note = f" (not finished: it may hear its answer more often with --think={4 * think})"
+    print(line + (f": {chain}" if len(texts) > 1 else '') + note)
+
+    names = ['question', *[f'pass_{k}' for k in list(sounds)[:-1]], 'answer']
+    section = SECTION.format(verdict=verdict, line=html.escape(line + note))
+    heard_in = zip(names, [question.wave, *sounds.values()], [question.text, *texts], strict=True)
+    for name, sound, text in heard_in:
+        path = save(f'{i:03d}_{name}', sound)
+        spectrogram([('', sound)], path + '.png')
+        section += ROW.format(
+            label=name.replace('_', ' '),
+            text=html.escape(text) or 'nothing',
+            name=os.path.basename(path),
+            width=round(12 * len(sound) / SAMPLE_RATE),
+        )
+    return verdict, section + '</section>\n'
+
+
+def answer_all(model, questions, folder):
+    """Answer Questions, and write the page"""
+    page, n_right = HEAD, 0
+    for i, question in enumerate(questions):
+        verdict, section = answer_one(model, i, question)
+        n_right += verdict == 'right'
+        page += section
+    known = sum(bool(question.wanted) for question in questions)
+    page += f'<p>{n_right} of {known} right, '
+    page += f'as played by the model in {html.escape(folder)}.</p>\n'
+    path = os.path.join(sample_dir, 'index.html')
+    write_text(path, page)
+    print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")
+
+
 # --- listening: one question after another, until the stream ends ---
 
-def answer_stream(blocks):
-    """Blocks of sound -> how many questions they held. Each is answered at once."""
+def answer_stream(model, blocks):
+    """Blocks of sound: each question that they hold is answered at once"""
     n = 0
-    for heard, thought in conversations(model, blocks, passes_at_most):
+    for recording, thought in answers_to(model, blocks, think if aloud else 1, between):
         if not thought:
             continue
-        answer = without_room(thought[0][-1][0].cpu(), heard.sound)
+        question = recording.sound
+        answer = without_room(thought[0][-1][0].cpu(), question)
         number = '000' if play else f'{n:03d}'  # what has been played need not be kept
-        save(number + '_question', heard.sound)
+        save(number + '_question', question)
         path = save(number + '_answer', answer) + '.wav'
-        asked, answered = transcribe(heard.sound[None])[0], transcribe(answer[None])[0]
-        tqdm.write(without_verdict(asked, answered))
+        tqdm.write(without_verdict(transcribe(question[None])[0], transcribe(answer[None])[0]))
         n += 1
         if play:
             began = time.time()
-            if subprocess.run([*player, path]).returncode:
+            if subprocess.run([*shlex.split(play), path]).returncode:
                 fail(f"{play} {path} failed", 1)
             # The microphone has heard it; an answer is no question.
             skip(blocks, time.time() - began)
-    return n
-
-
-FILES = r'\d{3,}_(question|pass_\d+|answer)\.(wav|png)|index\.html'
-if listen:
-    print(f"listening; a question is over when it has been silent for {WAIT} s, or for twice as "
-          "long as its gaps; Ctrl-C ends this", flush=True)
-    try:
-        hold(sample_dir)
-        fresh_folder(sample_dir, FILES)
-        n = answer_stream(blocks)
-    except ValueError as e:
-        fail(e)
-    except OSError as e:
-        fail(f"cannot write to {sample_dir}: {e.strerror}")
     print(f"answered {n} questions; the sound is in {sample_dir}")
-    sys.exit(0)
+
 
 # --- the page: no script, opens from disk, fits a telephone ---
 HEAD = '''<!doctype html>
@@ -198,62 +236,50 @@ HEAD = '''<!doctype html>
 </style>
 <h1>Questions and answers in tones</h1>
 '''
+SECTION = '''<section class="{verdict}">
+<h2>{line}</h2>
+'''
 ROW = '''<div class="row">
 <div class="sound">{label}: <b>{text}</b><audio controls src="{name}.wav"></audio></div>
 <div class="picture"><img src="{name}.png" alt="spectrogram" style="min-width: {width}rem"></div>
 </div>
 '''
 
-# --- answers ---
-MOST_PASSES = 64  # of a question, that are written
-page, n_right = '', 0
-try:
-    hold(sample_dir)
-    fresh_folder(sample_dir, FILES)
-    for i, (wave, asked, wanted) in enumerate(questions):
-        answers = {}  # by pass; of many, every second, fourth, ...
-        thought = conversation(model, wave[None].to(device), think=passes_at_most, votes=votes)
-        thought = tqdm(thought, unit='pass', delay=2, leave=False, disable=None)
-        for k, (answer, passes) in enumerate(thought, 1):
-            n = max(1, int(passes))  # the last pass may only repeat the answer
-            answers[k] = answer[0].cpu()
-            if len(answers) > MOST_PASSES:
-                answers = dict(list(answers.items())[::2])
-        answers = {k: sound for k, sound in answers.items() if k < n} | {n: answer[0].cpu()}
-        sounds = [wave, *answers.values()]
-        texts = [asked, *[transcribe(sound[None])[0] for sound in sounds[1:]]]
-        heard = texts[-1]
-        verdict = 'right' if heard == wanted else 'wrong'
-        n_right += verdict == 'right'
-        line = f"asked {asked}, wanted {wanted}, heard {heard or 'nothing'}"
-        if not wanted:
-            verdict = 'unknown'
-            line = without_verdict(asked, heard)
-        chain = f": {' -> '.join(texts)}" if n > 1 else ''
-        note = ''
-        if aloud and int(passes) == think:
-            note = f" (not finished: it may hear its answer more often with --think={4 * think})"
-        print(line + chain + note)
-
-        page += f'<section class="{verdict}">\n'
-        page += f'<h2>{html.escape(line + note)}</h2>\n'
-        names = ['question', *[f'pass_{k}' for k in answers if k < n], 'answer']
-        for name, sound, text in zip(names, sounds, texts, strict=True):
-            label = name.replace('_', ' ')
-            name = f'{i:03d}_{name}'
-            path = save(name, sound)
-            spectrogram([('', sound)], path + '.png')
-            note_as_ours(path + '.png')
-            page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
-                               width=round(12 * len(sound) / SAMPLE_RATE))
-        page += '</section>\n'
-    known = sum(bool(wanted) for _, _, wanted in questions)
-    page += f'<p>{n_right} of {known} right, '
-    page += f'as played by the model in {html.escape(folder)}.</p>\n'
-    path = os.path.join(sample_dir, 'index.html')
-    write_ours(path, lambda f: f.write((HEAD + page).encode()))
-except ValueError as e:
-    fail(e)
-except OSError as e:
-    fail(f"cannot write to {sample_dir}: {e.strerror}")
-print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")
+if __name__ == '__main__':
+    if '--start=' in sys.argv:
+        fail("a question needs at least one symbol, such as --start=ABCA")
+    if play and not (listen and shutil.which(shlex.split(play)[0])):
+        fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")
+    if listen and not wav:
+        fail("listen needs a sound to listen to: --wav=- or --wav=FILE")
+    bounds(config, num_samples=1, think=1, seed=SEEDS)
+    choices(config, task=('', *TASKS))
+    try:
+        model, checkpoint = load_checkpoint(out_dir, pick_device(device), init_from)
+        fast.use(model)
+        tasks = names_of(checkpoint['config'], 'tasks', TASKS)
+        if task and task not in tasks:
+            fail(f"this model was trained on {', '.join(tasks)}, not on {task}")
+        # A model that works aloud decides itself how long it thinks; others answer at once.
+        aloud = bool(checkpoint['config']['aloud'])
+        between = between_of(tasks)
+        folder = results_of(out_dir, init_from)
+        sample_dir = sample_dir or os.path.join(folder, 'samples')
+        if listen and wav == '-':
+            blocks = read_stream(sys.stdin.buffer)
+        elif listen:
+            blocks = iter(read_wav(wav).split(STREAM_BLOCK))
+        else:
+            questions = questions_of([task] if task else tasks)
+        claim(sample_dir)
+        clear(sample_dir, FILES)
+        if listen:
+            print(f"listening; a question is over when it has been silent for {WAIT} s, or for "
+                  "twice as long as its gaps; Ctrl-C ends this")
+            answer_stream(model, blocks)
+        else:
+            answer_all(model, questions, folder)
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write to {sample_dir}: {e.strerror}")
