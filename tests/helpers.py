@@ -10,7 +10,6 @@ import sys
 
 import torch
 
-import configurator
 import system
 from model import JMambaConfig, MiniJMamba
 from tasks import decode
@@ -64,7 +63,7 @@ def run_here(script, *flags):
     """Run a script in this process, which need not load torch again -> its exit code and, if that
     is 0, its names"""
     argv, hook = sys.argv, sys.excepthook
-    handlers = {n: signal.getsignal(n) for n in configurator.caught()}
+    handlers = {n: signal.getsignal(n) for n in system.caught()}
     sys.argv = [script, *map(str, flags)]
     try:
         return 0, runpy.run_path(path_of(script), run_name='__main__')
@@ -72,8 +71,8 @@ def run_here(script, *flags):
         return e.code or 0, {}
     finally:
         sys.argv, sys.excepthook = argv, hook
-        while results.holding:  # locks end with the process
-            results.holding.pop().close()
+        while system.holding:  # locks end with the process
+            system.holding.pop().close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

@@ -3,16 +3,15 @@ Files that are broken, missing, malicious or half written: a sentence, and nothi
 
 $ python -m pytest tests/test_files.py
 """
-import json
 import os
 import random
 import re
 import resource
-import shutil
 import struct
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,12 +19,12 @@ import torch
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from checkpoint import load_checkpoint
 from audio.files import read_wav, write_wav
+from checkpoint import load_checkpoint
 from prepare import play_text
-from system import fresh_folder, hold, holding, note_as_ours, write_ours, write_whole
-from score import transcribe
+from system import MARK, claim, clear, holding, write_whole
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal
+from transcribe import transcribe
 
 # --- WAV files ---
 
@@ -49,13 +48,14 @@ def broken(data, rng):
     return data
 
 
-def test_two_thousand_broken_wavs(tmp_path):
+@pytest.mark.parametrize('n', [500, pytest.param(5000, marks=pytest.mark.long)])
+def test_broken_wavs(n, tmp_path):
     path = str(tmp_path / 'bad.wav')
     write_wav(path, play_text('AB'))
     good, rng = (tmp_path / 'bad.wav').read_bytes(), random.Random(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read, slowest = 0, 0
-    for _ in range(2000):
+    for _ in range(n):
         (tmp_path / 'bad.wav').write_bytes(broken(good, rng))
         t0 = time.time()
         try:
@@ -65,7 +65,7 @@ def test_two_thousand_broken_wavs(tmp_path):
             assert path in str(e)
             assert '\n' not in str(e)
         slowest = max(slowest, time.time() - t0)
-    assert 0 < read < 2000
+    assert 0 < read < n
     assert slowest < 2
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert after - before < 500_000  # kB
@@ -306,106 +306,136 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b'after'
 
 
-def test_a_fresh_folder_keeps_the_files_of_others(tmp_path):
-    pattern = r'\d+_(question|answer)\.wav'
-    for name in ('000_answer.wav', '001_answer.wav', '000_answer.wav.bak', 'my.wav'):
-        (tmp_path / name).write_text('sound')
-    for name in ('000_answer.wav', '001_answer.wav'):
-        note_as_ours(str(tmp_path / name))
-    fresh_folder(str(tmp_path), pattern)
-    kept = ['.written', '000_answer.wav.bak', 'my.wav']
-    assert sorted(os.listdir(tmp_path)) == kept
+# --- folders ---
 
-    # One by a person, and one that a person has changed since
-    for name, contents in (('000_answer.wav', 'mine'), ('001_answer.wav', 'changed')):
-        (tmp_path / name).write_text(contents)
-        with pytest.raises(ValueError, match=f'{name} is in the way'):
-            fresh_folder(str(tmp_path), pattern)
-        with pytest.raises(ValueError, match=f'{name} is in the way'):
-            write_ours(str(tmp_path / name), lambda f: f.write(b'ours'))
-        assert (tmp_path / name).read_text() == contents
-        os.remove(tmp_path / name)
-    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours'))
-    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours again'))
-    assert (tmp_path / '000_answer.wav').read_text() == 'ours again'
+def contents_of(folder):
+    """Everything in a folder, hidden files too -> {name: contents}"""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
-def another_run():
-    """Give it a folder, which another process then holds"""
-    processes = []
+def let_go():
+    """Call it to give up what this process has claimed, as its end would"""
+    def give_up():
+        while holding:
+            holding.pop().close()
 
-    def start(folder):
-        code = f'from results import hold; hold({str(folder)!r}); print(); input()'
-        p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, cwd=ROOT)
-        processes.append(p)
-        p.stdout.readline()
-        return p
-
-    yield start
-    for p in processes:
-        p.kill()
-        p.wait()
+    yield give_up
+    give_up()
 
 
-def test_a_lock_ends_with_its_process(tmp_path, another_run):
-    p = another_run(tmp_path)
-    with pytest.raises(ValueError, match='another run writes to'):
-        hold(str(tmp_path))
+def test_a_folder_with_files_and_no_mark_is_refused_and_stays_as_it_is(tmp_path, let_go):
+    for name in ('000_answer.wav', 'thesis.txt', '.hidden'):
+        (tmp_path / name).write_text('mine')
+    before = contents_of(tmp_path)
+    with pytest.raises(ValueError, match=f'^{tmp_path} has files that this program did not make'):
+        claim(str(tmp_path))
+    assert contents_of(tmp_path) == before
+    assert not holding
+
+
+@pytest.mark.parametrize('there', [(), ('.DS_Store',)])
+def test_an_empty_or_missing_folder_is_made_and_marked(there, tmp_path, let_go):
+    folder = tmp_path / 'new' / 'folder'
+    for name in there:  # what a desktop leaves is nobody's
+        folder.mkdir(parents=True)
+        (folder / name).write_text('')
+    claim(str(folder))
+    assert set(contents_of(folder)) == {MARK, *there}
+
+
+def test_a_marked_folder_is_used_again_and_only_what_fits_goes(tmp_path, let_go):
+    claim(str(tmp_path))
+    let_go()
+    kept = {'000_answer.wav.bak', 'my_000_answer.wav', 'my.wav', '0_answer.txt', MARK}
+    for name in kept | {'000_answer.wav', '0001_question.wav'}:
+        (tmp_path / name).write_text('')
+    claim(str(tmp_path))
+    clear(str(tmp_path), r'\d+_(question|answer)\.wav')
+    assert set(os.listdir(tmp_path)) == kept
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    path = tmp_path / 'file'
+    path.write_text('mine')
+    said = refusal(capsys, 'prepare.py', '--num_samples=1', f'--out_dir={path}')
+    assert f'cannot write to {path}' in said
+    assert path.read_text() == 'mine'
+
+
+CLAIM = """
+import sys
+from system import claim
+for line in sys.stdin:
+    claim(line.strip())
+    print(flush=True)
+"""
+
+
+@contextmanager
+def another_process():
+    """Another process, and a function that lets it claim a folder"""
+    p = subprocess.Popen([sys.executable, '-c', CLAIM], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, cwd=ROOT, text=True)
+
+    def claims(folder):
+        print(folder, file=p.stdin, flush=True)
+        assert p.stdout.readline() == '\n'
+
+    yield p, claims
     p.kill()
     p.wait()
-    hold(str(tmp_path))
-    holding.pop().close()
 
 
-@pytest.mark.parametrize('script, flags, folder', [
-    ('train.py', [path_of('config/mirror.py'), *TRAIN], '.'),
-    ('sample.py', ['--init_from=release', '--start=AB'], '.'),
-    ('prepare.py', ['--num_samples=2'], 'mirror/iid'),
-    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], 'dyna'),
-])
-def test_two_runs_do_not_share_a_folder(script, flags, folder, tmp_path, capsys, another_run):
+def test_a_lock_ends_with_its_process(tmp_path, let_go):
+    with another_process() as (p, claims):
+        claims(tmp_path)
+        with pytest.raises(ValueError, match='another run writes to'):
+            claim(str(tmp_path))
+        p.kill()
+        p.wait()
+        claim(str(tmp_path))
+
+
+@pytest.fixture(scope='module')
+def another_run():
+    """A function that lets another process claim a folder"""
+    with another_process() as (_, claims):
+        yield claims
+
+
+WRITERS = [  # which programs write, and where below the folder that they are given
+    ('train.py', [path_of('config/mirror.py'), *TRAIN, '--test_samples=0'], '--out_dir', ''),
+    ('sample.py', ['--init_from=release', '--start=AB'], '--sample_dir', ''),
+    ('prepare.py', ['--num_samples=2'], '--out_dir', 'mirror/iid'),
+    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], '--out_dir', 'dyna'),
+]
+
+
+@pytest.mark.parametrize('script, flags, out, folder', WRITERS)
+def test_two_runs_do_not_share_a_folder(script, flags, out, folder, tmp_path, capsys, another_run):
     another_run(tmp_path / folder)
-    where = 'sample_dir' if script == 'sample.py' else 'out_dir'
-    assert 'another run writes' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
-    assert os.listdir(tmp_path / folder) == ['.lock']
+    assert 'another run writes' in refusal(capsys, script, *flags, f'{out}={tmp_path}')
+    assert os.listdir(tmp_path / folder) == [MARK]
 
 
-@pytest.mark.parametrize('script, flags, name', [
-    ('sample.py', ['--init_from=release', '--start=AB'], '001_answer.png'),
-    ('sample.py', ['--init_from=release', '--start=AB'], 'index.html'),
-    ('prepare.py', ['--num_samples=2'], 'mirror/iid/000007_answer.wav'),
-    ('prepare.py', ['--num_samples=2'], 'mirror/iid/metadata.jsonl'),
-    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], 'dyna/test.jsonl'),
-])
-def test_a_person_keeps_their_files(script, flags, name, tmp_path, capsys):
-    path = tmp_path / name
+@pytest.mark.parametrize('script, flags, out, folder', WRITERS)
+@pytest.mark.parametrize('name', ['thesis.txt', '000_answer.wav'])
+def test_a_person_keeps_their_files(name, script, flags, out, folder, tmp_path, capsys):
+    path = tmp_path / folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('mine')
-    where = 'sample_dir' if script == 'sample.py' else 'out_dir'
-    assert f'{path} is in the way' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
-    assert path.read_text() == 'mine'
-    path.unlink()
-    for _ in range(2):  # what it wrote itself, it may replace
-        output(capsys, script, *flags, f'--{where}={tmp_path}')
+    said = refusal(capsys, script, *flags, f'{out}={tmp_path}')
+    assert f'{path.parent} has files that this program did not make' in said
+    assert contents_of(path.parent) == {name: b'mine'}
 
 
-def test_a_longer_test_is_not_replaced_by_a_shorter(tmp_path, trained, capsys):
-    shutil.copy(trained / 'best.pt', tmp_path)
-    flags = [f'--out_dir={tmp_path}', '--device=cpu', '--errors=true']
-    output(capsys, 'score.py', *flags, '--num_samples=3')
-    names = sorted(os.listdir(tmp_path))
-    before = {name: (tmp_path / name).read_bytes() for name in names if '.json' in name}
-    assert {'scores.json', 'errors.jsonl'} <= set(before)
-    assert 'there are some of 3 questions' in output(capsys, 'score.py', *flags, '--num_samples=2')
-    for name, contents in before.items():
-        assert (tmp_path / name).read_bytes() == contents
-        short = (tmp_path / name.replace('.json', '_2.json')).read_text()
-        assert short and short.encode() != contents
-    output(capsys, 'score.py', *flags, '--num_samples=4')
-    assert json.loads((tmp_path / 'scores.json').read_text())['scores']['mirror']['iid']['n'] == 4
-    before = (tmp_path / 'scores.json').read_bytes()
-    output(capsys, 'score.py', *flags, '--num_samples=4', '--votes=3')  # another test
-    assert (tmp_path / 'scores.json').read_bytes() == before
-    assert json.loads((tmp_path / 'scores_votes3.json').read_text())['votes'] == 3
+@pytest.mark.parametrize('script, flags, out, folder', WRITERS[1:])
+def test_what_a_program_wrote_itself_it_replaces(script, flags, out, folder, tmp_path, capsys):
+    output(capsys, script, *flags, f'{out}={tmp_path}')
+    first = contents_of(tmp_path / folder)
+    (tmp_path / folder / 'note.txt').write_text('mine')
+    output(capsys, script, *flags, f'{out}={tmp_path}')
+    second = contents_of(tmp_path / folder)
+    assert second.pop('note.txt') == b'mine'
+    assert second.keys() == first.keys()
