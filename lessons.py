@@ -45,6 +45,7 @@ class Example(NamedTuple):
     batch: Batch
     may_generate: torch.Tensor = None  # (B, frames) bool; None: all of them
     hiding: Hiding = None              # None: nothing is hidden
+    replayed: torch.Tensor = None      # (n,) rows that are replayed conversations; None: no row is
 
 
 def new_frames(task, batch):
@@ -172,29 +173,35 @@ def so_far_loss(c, logits, batch, valid, task):
 # drawn, and so does, now and then, one that gets nowhere.
 
 def begin(batch, n):
-    """The first n of drawn examples -> conversations, which go_on changes in place"""
+    """n drawn examples of a Batch -> conversations, which go_on changes in place"""
     return tree_map(lambda t: t[:n].clone(), batch)
 
 
 def with_replay(task, example, kept, generator):
-    """An Example with the conversations `kept`, a Batch, in the place of the first rows. In these
-    nothing is hidden."""
-    n, device = len(kept.question), kept.question.device
+    """An Example with the conversations `kept`, a Batch of n rows, n even, in the place of n rows,
+    which are drawn anew each time. In these nothing is hidden."""
+    batch, device = example.batch, kept.question.device
     noise = torch.randn(kept.question.shape, generator=generator, device=device)
     heard = kept._replace(question=kept.question + DITHER * noise)
+    # With a row goes its neighbour, whose decoy it would be.
+    oneself = torch.arange(len(batch.question), device=device)
+    drawn = torch.rand(len(oneself), generator=generator, device=device)
+    drawn = drawn.minimum(drawn[oneself + batch.to_neighbour])
+    rows = drawn.argsort()[:len(kept.question)]
 
-    def replaced(drawn, ours):
-        return torch.cat([ours, drawn[n:]])
+    def replaced(theirs, ours):
+        return theirs.index_copy(0, rows, ours)
 
     may_generate, hiding = example.may_generate, example.hiding
     if may_generate is not None:
         may_generate = replaced(may_generate, new_frames(task, kept))
     if hiding is not None:
         hiding = hiding._replace(
-            neighbour=replaced(hiding.neighbour, torch.arange(n, device=device)),
-            visible=replaced(hiding.visible, torch.ones_like(hiding.visible[:n])),
+            neighbour=replaced(hiding.neighbour, rows),
+            visible=replaced(hiding.visible, torch.ones_like(hiding.visible[rows])),
         )
-    return Example(tree_map(replaced, example.batch, heard), may_generate, hiding)
+    batch = tree_map(replaced, batch, heard._replace(to_neighbour=batch.to_neighbour[rows]))
+    return Example(batch, may_generate, hiding, rows)
 
 
 def plays(wanted, model, spectrum, batch):
@@ -215,17 +222,18 @@ def plays(wanted, model, spectrum, batch):
 
 
 @torch.no_grad()
-def go_on(task, model, frames, kept, drawn, generator, play):
-    """Let the conversations `kept` go on with the frames (n, T * patch, F) that the model answered,
-    or begin with those drawn that they took the place of. play is prepare.play, or a faster one."""
+def go_on(task, model, frames, kept, fresh, generator, play):
+    """Let the conversations `kept`, a Batch of n rows, go on with the frames (n, T * patch, F) that
+    the model answered, or begin with the `fresh` rows that they took the place of. play is
+    prepare.play, or a faster one."""
     s, n = model.spectrum, len(kept.question)
     heard = s.stft(kept.question)
-    wave = sound_of(model, frames[:n].float(), heard, kept.lengths)
+    wave = sound_of(model, frames.float(), heard, kept.lengths)
     is_right = plays(kept.wanted, model, s.stft(wave), kept)
     is_over = (kept.asked == kept.wanted).all(1)
     is_stuck = torch.rand(n, generator=generator, device=wave.device) < 1 / ASKED_AGAIN
 
-    # What is played next: the answer to the line that was just played
+    # What is asked next is what was just played, and what is wanted is the line after it.
     asked, wanted = kept.wanted, next_line(task, kept.wanted)
     new = asked != wanted
     end = (kept.rhythm.end * SAMPLE_RATE).round().long()
@@ -243,7 +251,7 @@ def go_on(task, model, frames, kept, drawn, generator, play):
         shape = [n] + [1] * (now.dim() - 1)
         goes_on = (is_right & ~is_over).view(shape)
         stays = (~is_right & ~is_stuck).view(shape)
-        otherwise = torch.where(stays, now, fresh[:n])
+        otherwise = torch.where(stays, now, fresh)
         now.copy_(torch.where(goes_on, then, otherwise))
 
-    tree_map(choose, kept, following, drawn)
+    tree_map(choose, kept, following, fresh)

@@ -433,7 +433,8 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     last = last_of_window(asked, wanted, split == 'train', chance)
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
-        room, limit = draw_room(chance), draw_limit(chance)
+        room, in_room = draw_room(chance), chance.uniform(0, 1)[:, 0]
+        limit = draw_limit(chance)
         noise = real_noise(n_samples, chance, synthesis.coloured)
     else:
         level = chance.uniform(0, NOISE)
@@ -451,10 +452,12 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
     if sound == 'real':
         # Half of the examples are in rooms, in which what is repeated sounds like the question.
-        half = len(question) // 2
-        room = Room(room.delays, *[t[part][:half].repeat(2, 1) for t in room[1:]])
-        both = torch.cat([question[:half], repeated[:half]])
-        question[:half], repeated[:half] = synthesis.reverberate(both, room).chunk(2)
+        rows = in_room[part].argsort()[:len(question) // 2]
+        room = Room(room.delays, *[t[part][rows].repeat(2, 1) for t in room[1:]])
+        both = torch.cat([question[rows], repeated[rows]])
+        wet_question, wet_repeated = synthesis.reverberate(both, room).chunk(2)
+        question = question.index_copy(0, rows, wet_question)
+        repeated = repeated.index_copy(0, rows, wet_repeated)
         repeated = only_repeated(repeated, task, asked, wanted, rhythm)
     question = question + noise
     if sound == 'real':

@@ -90,7 +90,7 @@ from dataclasses import asdict, fields
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 import fast
@@ -302,7 +302,9 @@ def step(task, made):
             loss = sum(weights[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
         if kept:
-            lessons.go_on(task, model, answer.frames, kept, drawn.batch, generator, synthesis.play)
+            rows = example.replayed
+            fresh = tree_map(lambda t: t[rows], drawn.batch)  # noqa: B023
+            lessons.go_on(task, model, answer.frames[rows], kept, fresh, generator, synthesis.play)
     numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
     if world > 1:
         average([p.grad for p in model.parameters() if p.grad is not None])
