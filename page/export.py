@@ -1,16 +1,28 @@
 """
 Write a page on which one asks the model in a browser, where nothing need be installed.
 
-$ pip install onnx onnxscript              # and npm, once
-$ python export.py --init_from=release     # writes demo/, in half a minute
-$ python -m http.server -d demo            # then open http://localhost:8000
+$ pip install onnx onnxscript                    # and npm, once
+$ python -m page.export --init_from=release      # writes demo/, in half a minute
+$ python -m http.server -d demo                  # then open http://localhost:8000
 
-Any static host can serve demo/. It holds the page (page/ has its source), settings.json with the
-alphabet, model.onnx.gz, and onnxruntime-web, which runs the model in the browser. The model there
-is one pass, from sound to sound; the page lets it hear its own answer until that stays the same.
+Any static host can serve demo/. It holds the page, settings.json with the alphabet, model.onnx.gz,
+and onnxruntime-web, which runs the model in the browser. The model there is one pass, from sound to
+sound; the page lets it hear its own answer until that stays the same. See page/README.md.
 """
+from configurator import HERE, configure, fail, names_of
+
+# --- settings ---
+out_dir = 'out/mirror'  # folder of the checkpoint
+init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
+demo_dir = 'demo'       # where to write
+configure(globals())
+
+# isort: split
+import copy
+import functools
 import gzip
-import inspect
+import importlib
+import json
 import logging
 import math
 import os
@@ -21,31 +33,27 @@ import tarfile
 import tempfile
 import warnings
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, configure, fail, names_of
-
-# isort: split
 import numpy as np
 import torch
 
 import prepare
+from audio.listen import LONGEST_QUESTION, SILENCE_BEHIND
 from checkpoint import load_checkpoint
-from audio.listen import ROOM
-from model import Mamba2, MiniJMamba
-from system import hold, must_be_ours, note_as_ours, write_json
+from model import JMambaConfig, mixer
+from system import claim, write_whole
 from tasks import SYMBOLS, TASKS
-from think import TONE, change, one_pass, with_silence
+from think import CHANGE, difference, one_pass, with_silence
 
 try:
     import onnx
     from onnxscript import optimizer
 except ImportError:
-    fail("export.py needs onnx and onnxscript: pip install onnx onnxscript")
+    onnx = None  # main() says so
 
+PAGE_FILES = 'index.html', 'jericho.js', 'sound.js'
 RUNTIME = 'onnxruntime-web@1.20.1'
 RUNTIME_FILES = 'ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
-LONGEST = 60  # seconds of a question at most, as the scan takes all of it at once
-PASSES = 64   # of a question at most
+MAX_PASSES = 64  # of a question
 
 
 # --- the model as a graph ---
@@ -59,20 +67,21 @@ def scan_at_once(x, dt, A, B, C):
     between = decay[..., :, None] - decay[..., None, :]
     L = between.masked_fill(~past, -math.inf).exp()  # (B, H, T, T)
     scores = (C @ B.transpose(1, 2))[:, None] * L
-    return (scores @ (x * dt[..., None]).transpose(1, 2)).transpose(1, 2)
-
-
-class OneChunk(Mamba2):
-    def scan(self, u):
-        return scan_at_once
+    y = scores @ (x * dt[..., None]).transpose(1, 2)  # (B, H, T, P)
+    return y.transpose(1, 2)
 
 
 @torch.no_grad()
 def exportable(model):
-    """A model -> the same with other scans, and weights that float16 holds. Those of the release
-    are such."""
-    net = MiniJMamba(model.config, OneChunk).eval()
-    net.load_state_dict(model.state_dict())
+    """A model -> a copy that a graph can hold, with weights that float16 can: those of the release
+    are such. ValueError if it has parts that are not of model.py."""
+    usual = JMambaConfig()
+    for part in ('layer', 'cross', 'self_attention', 'front'):
+        if getattr(model.config, part) != getattr(usual, part):
+            raise ValueError("only Mini-JMamba itself can be exported, not a model whose "
+                             f"{part} is {getattr(model.config, part)}")
+    net = copy.deepcopy(model).eval()
+    net.hand_in(mixer=functools.partial(mixer, scan=scan_at_once))
     for p in net.parameters():
         p.copy_(p.half())
     return net
@@ -92,30 +101,43 @@ class OnePass(torch.nn.Module):
         question = with_silence(self.net, question)
         heard = self.net.spectrum.stft(question)
         wave, _ = one_pass(self.net, question, heard, lengths, noise)
-        return wave[:, :S], change(self.net, heard, self.net.spectrum.stft(wave))
+        played = self.net.spectrum.stft(wave)
+        return wave[:, :S], difference(self.net, heard, played)
+
+
+def inputs_of(net):
+    """Inputs of OnePass to trace it with, and what torch.export is told of their shapes: a question
+    may have any number of tokens"""
+    token = net.config.token
+    longest = int(LONGEST_QUESTION * prepare.SAMPLE_RATE)
+    tokens = torch.export.Dim('tokens', min=2, max=longest // token)
+    shapes = {'question': {1: token * tokens}, 'noise': {0: token * tokens + token}}
+    return (torch.zeros(1, 20 * token), torch.zeros(21 * token)), shapes
 
 
 def to_onnx(net):
-    """-> onnx.ModelProto, for questions of any number of tokens"""
-    token = net.config.token
-    tokens = torch.export.Dim('tokens', min=2, max=LONGEST * prepare.SAMPLE_RATE // token)
-    shapes = {'question': {1: token * tokens}, 'noise': {0: token * tokens + token}}
-    question, noise = torch.zeros(1, 20 * token), torch.zeros(21 * token)
+    """What exportable gave -> onnx.ModelProto"""
+    inputs, shapes = inputs_of(net)
     logging.disable(logging.WARNING)  # of what concerns the exporter alone
     with warnings.catch_warnings(action='ignore'):
         # What optimize=True does takes the small constant in Spectrum.magnitude for 0.
         program = torch.onnx.export(
-            OnePass(net).eval(), (question, noise), dynamo=True, optimize=False, verbose=False,
-            input_names=['question', 'noise'], output_names=['answer', 'change'],
-            dynamic_shapes=shapes)
-        graph = program.model
-        optimizer.inline(graph)
-        optimizer.fold_constants(graph)
-        optimizer.remove_unused_nodes(graph)
-        program = program.model_proto
+            OnePass(net).eval(),
+            inputs,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=['question', 'noise'],
+            output_names=['answer', 'change'],
+        )
+        optimizer.inline(program.model)
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
+        made = program.model_proto
     logging.disable(logging.NOTSET)
-    shrink(program.graph)
-    return program
+    shrink(made.graph)
+    return made
 
 
 def shrink(graph):
@@ -124,13 +146,16 @@ def shrink(graph):
     nodes = []
     for tensor in graph.initializer:
         del tensor.metadata_props[:]
-        numbers, name = onnx.numpy_helper.to_array(tensor), tensor.name
-        if numbers.dtype == np.float32 and numbers.size >= 500:
-            half = numbers.astype(np.float16)
-            if (half == numbers).all():
-                tensor.CopyFrom(onnx.numpy_helper.from_array(half, name + '_half'))
-                nodes.append(onnx.helper.make_node('Cast', [name + '_half'], [name],
-                                                   to=onnx.TensorProto.FLOAT))
+        name = tensor.name
+        numbers = onnx.numpy_helper.to_array(tensor)
+        if numbers.dtype != np.float32 or numbers.size < 500:
+            continue
+        half = numbers.astype(np.float16)
+        if (half == numbers).all():
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, name + '_half'))
+            to_float = onnx.helper.make_node('Cast', [name + '_half'], [name],
+                                             to=onnx.TensorProto.FLOAT)
+            nodes.append(to_float)
     nodes.extend(graph.node)
     for node in nodes:
         del node.metadata_props[:]
@@ -142,43 +167,16 @@ def shrink(graph):
 # --- what goes beside it ---
 
 def about(task):
-    """What the page needs to know of a task: what it is about, the first sentence of its file"""
-    text = ' '.join(inspect.getmodule(task.solve).__doc__.split())
+    """What the page needs to know of a task"""
+    text = importlib.import_module(f'tasks.{task.name}').__doc__
+    first_sentence = re.match(r'.*?[.?!](?=\s)', ' '.join(text.split()))
     return {
         'name': task.name,
-        'about': re.match(r'.*?[.?!](?=\s)', text).group(),
+        'about': first_sentence.group(),
         'symbols': task.symbols,
         'example': task.example,
         'rest': task.slots(task.example) - len(task.example),  # silent slots behind a question
     }
-
-
-def add_runtime(folder):
-    """Put onnxruntime-web's files into a folder: those of node_modules/, or else from npm"""
-    dist = os.path.join(HERE, 'node_modules', 'onnxruntime-web', 'dist')
-    with tempfile.TemporaryDirectory() as fetched:
-        if not os.path.isdir(dist):
-            if not shutil.which('npm'):
-                fail("onnxruntime-web comes by npm, which is not there; install Node.js from "
-                     "https://nodejs.org", 1)
-            command = ['npm', 'pack', RUNTIME, '--silent', '--pack-destination', fetched]
-            npm = subprocess.run(command, capture_output=True, text=True)
-            if npm.returncode:
-                fail(f"npm could not fetch {RUNTIME}; is there a network?", 1)
-            with tarfile.open(os.path.join(fetched, npm.stdout.split()[-1])) as package:
-                package.extractall(fetched, filter='data')
-            dist = os.path.join(fetched, 'package', 'dist')
-        for name in RUNTIME_FILES:
-            shutil.copy(os.path.join(dist, name), folder)
-
-
-def pack(path):
-    """Compress a file: a page that is served by http.server is small only then"""
-    with open(path, 'rb') as f:
-        packed = gzip.compress(f.read(), mtime=0)
-    with open(path + '.gz', 'wb') as f:
-        f.write(packed)
-    os.remove(path)
 
 
 def settings_of(model, tasks, aloud):
@@ -194,50 +192,77 @@ def settings_of(model, tasks, aloud):
         'loudness': prepare.LOUDNESS,
         'rate': prepare.SAMPLE_RATE,
         'token': model.config.token,  # samples
-        'room': ROOM,                 # seconds, behind a recording
-        'longest': LONGEST,
-        'passes': PASSES if aloud else 1,
-        'change': TONE,               # under which a sound counts as the same
+        'silence_behind': SILENCE_BEHIND,  # seconds, of a recording
+        'longest': LONGEST_QUESTION,  # seconds
+        'passes': MAX_PASSES if aloud else 1,
+        'change': CHANGE,             # under which a sound counts as the same
         'tasks': [about(TASKS[name]) for name in tasks],
     }
 
 
-if __name__ == '__main__':
-    out_dir = 'out/mirror'  # folder of the checkpoint
-    init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
-    demo_dir = 'demo'       # where to write
-    configure(globals())
+def read_files(folder, names):
+    """-> {name: bytes}"""
+    files = {}
+    for name in names:
+        with open(os.path.join(folder, name), 'rb') as f:
+            files[name] = f.read()
+    return files
+
+
+def runtime_files():
+    """onnxruntime-web's files, those of node_modules/, or else from npm -> {name: bytes}"""
+    dist = os.path.join(HERE, 'node_modules', 'onnxruntime-web', 'dist')
+    if os.path.isdir(dist):
+        return read_files(dist, RUNTIME_FILES)
+    if not shutil.which('npm'):
+        fail("onnxruntime-web comes by npm, which is not there; install Node.js from "
+             "https://nodejs.org", 1)
+    with tempfile.TemporaryDirectory() as fetched:
+        command = ['npm', 'pack', RUNTIME, '--silent', '--pack-destination', fetched]
+        npm = subprocess.run(command, capture_output=True, text=True)
+        if npm.returncode:
+            fail(f"npm could not fetch {RUNTIME}; is there a network?", 1)
+        with tarfile.open(os.path.join(fetched, npm.stdout.split()[-1])) as package:
+            package.extractall(fetched, filter='data')
+        return read_files(os.path.join(fetched, 'package', 'dist'), RUNTIME_FILES)
+
+
+def packed(files):
+    """{name: bytes} -> the same, but large ones compressed: http.server does not do it"""
+    made = {}
+    for name, data in files.items():
+        if name.endswith(('.onnx', '.wasm')):
+            name, data = name + '.gz', gzip.compress(data, mtime=0)
+        made[name] = data
+    return made
+
+
+def main():
+    if onnx is None:
+        fail("page.export needs onnx and onnxscript: pip install onnx onnxscript")
     try:
         model, checkpoint = load_checkpoint(out_dir, 'cpu', init_from)
         tasks = names_of(checkpoint['config'], 'tasks', TASKS)
         aloud = names_of(checkpoint['config'], 'aloud', TASKS)
-        c = model.config
-        if (c.layer, c.attention, c.front) != ('mamba2', 'both', 'stft'):
-            fail("only Mini-JMamba itself can be exported, without parts of baselines.py")
-
-        # All is made in a folder of its own, so that demo_dir never holds half a page.
-        with tempfile.TemporaryDirectory() as made:
-            add_runtime(made)
-            for name in os.listdir(os.path.join(HERE, 'page')):
-                shutil.copy(os.path.join(HERE, 'page', name), made)
-            write_json(os.path.join(made, 'settings.json'), settings_of(model, tasks, aloud))
-            onnx.save(to_onnx(exportable(model)), os.path.join(made, 'model.onnx'))
-            for name in os.listdir(made):
-                if name.endswith(('.onnx', '.wasm')):
-                    pack(os.path.join(made, name))
-            names = os.listdir(made)
-            sizes = {name: os.path.getsize(os.path.join(made, name)) for name in names}
-            paths = {name: os.path.join(demo_dir, name) for name in names}
-            hold(demo_dir)
-            must_be_ours(paths.values(), demo_dir)
-            for name, path in paths.items():
-                shutil.move(os.path.join(made, name), path)
-                note_as_ours(path)
+        net = exportable(model)
+        files = {**read_files(os.path.join(HERE, 'page'), PAGE_FILES), **runtime_files()}
+        claim(demo_dir)
+        # All is made before anything is written, so that demo_dir never holds half a page.
+        files['settings.json'] = json.dumps(settings_of(model, tasks, aloud), indent=1).encode()
+        files['model.onnx'] = to_onnx(net).SerializeToString()
+        files = packed(files)
+        for name, data in files.items():
+            write_whole(os.path.join(demo_dir, name), lambda f, data=data: f.write(data))
     except ValueError as e:
         fail(e)
     except OSError as e:
         fail(f"cannot write to {demo_dir}: {e.strerror}", 1)
-    runtime = sum(size for name, size in sizes.items() if name.startswith('ort'))
-    page = sum(sizes.values()) - runtime
-    print(f"wrote {demo_dir}: {page / 1e6:.1f} MB, and the runtime of {runtime / 1e6:.1f} MB")
+    total = sum(map(len, files.values()))
+    runtime = sum(len(data) for name, data in files.items() if name.startswith('ort'))
+    print(f"wrote {demo_dir}: {(total - runtime) / 1e6:.1f} MB, and the runtime of "
+          f"{runtime / 1e6:.1f} MB")
     print(f"to open it: python -m http.server -d {demo_dir}, then go to http://localhost:8000")
+
+
+if __name__ == '__main__':
+    main()

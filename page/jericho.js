@@ -50,7 +50,7 @@ const NAMES = {
 };
 
 let asked = 0;                 // questions so far; a new one ends the one before
-let turn;                      // of who may use the network: when those before are done
+let queue;                     // done when nobody uses the network: the next one waits for it
 
 function say(sentence) {
   $('said').textContent = sentence;
@@ -96,7 +96,7 @@ function askText() {
 // Let the network think, after it is done with whatever it was asked before.
 function ask(wave, text) {
   const mine = ++asked;
-  turn = turn.then(() => attempt(() => answer(wave, text, mine)));
+  queue = queue.then(() => attempt(() => answer(wave, text, mine)));
 }
 
 async function answer(question, text, mine) {
@@ -161,15 +161,15 @@ function show(name, wave) {
 function drawing(frames, label) {
   const canvas = document.createElement('canvas');
   canvas.width = frames.length;
-  canvas.height = BINS;
+  canvas.height = N_BINS;
   canvas.setAttribute('role', 'img');
   canvas.setAttribute('aria-label', label);
   const context = canvas.getContext('2d');
-  const image = context.createImageData(frames.length, BINS);
+  const image = context.createImageData(frames.length, N_BINS);
   for (let t = 0; t < frames.length; t++) {
-    for (let k = 0; k < BINS; k++) {
+    for (let k = 0; k < N_BINS; k++) {
       const light = Math.min(1, Math.log1p(100 * frames[t][k]) / 4.2);
-      const pixel = 4 * ((BINS - 1 - k) * frames.length + t);
+      const pixel = 4 * ((N_BINS - 1 - k) * frames.length + t);
       image.data[pixel] = 20 + 235 * Math.min(1, 1.6 * light);
       image.data[pixel + 1] = 16 + 214 * light ** 2;
       image.data[pixel + 2] = 40 + 60 * Math.sin(Math.PI * light);
@@ -222,7 +222,7 @@ async function askFile(blob) {
   const begin = Math.max(0, sounds.indexOf(true) - 3) * HOP;
   const played = wave.slice(begin, (sounds.lastIndexOf(true) + 6) * HOP);
   // Some tasks are answered in the silence behind a question.
-  const question = new Float32Array(played.length + settings.room * settings.rate);
+  const question = new Float32Array(played.length + settings.silence_behind * settings.rate);
   question.set(played);
   $('link').hidden = true;
   ask(question, transcribe(spectrumOf(question)) || 'a sound');
@@ -354,8 +354,8 @@ $('form').addEventListener('submit', (event) => {
   askText();
 });
 const linked = new URLSearchParams(location.search).get('ask');
-turn = attempt(begin);
+queue = attempt(begin);
 if (linked) {
   $('question').value = linked;
-  turn = turn.then(askText);
+  queue = queue.then(askText);
 }

@@ -2,10 +2,10 @@
 'use strict';
 
 const HOP = 160;     // samples from frame to frame, as in model.py
-const WINDOW = 400;  // samples of a frame
+const WIN_LENGTH = 400;  // samples of a frame
 const N_FFT = 512;
-const BINS = 128;    // of a frame that are looked at, up to 4 kHz
-const DEAF = 4;      // bins that are not: hum
+const N_BINS = 128;    // of a frame that are looked at, up to 4 kHz
+const N_DEAF = 4;      // bins that are not: hum
 
 let settings;  // of settings.json
 
@@ -37,21 +37,21 @@ function hertzOf(symbol) {
 // Samples -> an array of frames, each with the magnitudes of its bins. Frame t ends with sample
 // (t + 1) * HOP. A tone of amplitude a peaks at a.
 function spectrumOf(wave) {
-  const window = new Float32Array(WINDOW);
-  for (let n = 0; n < WINDOW; n++) {
-    window[n] = 0.5 - 0.5 * Math.cos(2 * Math.PI * (n + 0.5) / WINDOW);
+  const window = new Float32Array(WIN_LENGTH);
+  for (let n = 0; n < WIN_LENGTH; n++) {
+    window[n] = 0.5 - 0.5 * Math.cos(2 * Math.PI * (n + 0.5) / WIN_LENGTH);
   }
   const frames = [];
   for (let end = HOP; end < wave.length + HOP; end += HOP) {
     const real = new Float32Array(N_FFT);
     const imag = new Float32Array(N_FFT);
-    for (let n = 0; n < WINDOW; n++) {
-      real[n] = window[n] * (wave[end - WINDOW + n] || 0);
+    for (let n = 0; n < WIN_LENGTH; n++) {
+      real[n] = window[n] * (wave[end - WIN_LENGTH + n] || 0);
     }
     fft(real, imag);
-    const frame = new Float32Array(BINS);
-    for (let k = DEAF; k < BINS; k++) {
-      frame[k] = Math.hypot(real[k], imag[k]) * 4 / WINDOW;
+    const frame = new Float32Array(N_BINS);
+    for (let k = N_DEAF; k < N_BINS; k++) {
+      frame[k] = Math.hypot(real[k], imag[k]) * 4 / WIN_LENGTH;
     }
     frames.push(frame);
   }
@@ -95,13 +95,13 @@ function loudestOf(frames) {
 
 // The tone of one frame: its symbol; '*' if no symbol has this pitch; '' if nothing sounds
 function symbolIn(frame, loudest) {
-  let k = DEAF;
+  let k = N_DEAF;
   let sum = 0;
-  for (let i = DEAF; i < BINS - 1; i++) {
+  for (let i = N_DEAF; i < N_BINS - 1; i++) {
     sum += frame[i];
     if (frame[i] > frame[k]) k = i;
   }
-  const overNoise = frame[k] > 4 * sum / BINS;
+  const overNoise = frame[k] > 4 * sum / N_BINS;
   if (frame[k] < 0.12 * loudest || frame[k] < 1e-3 || !overNoise) return '';
   // The top of the parabola through the three highest bins
   const [left, top, right] = [k - 1, k, k + 1].map((i) => Math.log(frame[i] + 1e-6));

@@ -1,8 +1,8 @@
 """
 The page in a browser: the exported network, and Chromium, which asks it.
 
-$ python -m pytest tests/test_export.py
-$ QUESTIONS=1000 python -m pytest -s tests/test_export.py    # and prints what it found
+$ python -m pytest tests/test_export.py                             # what takes seconds
+$ QUESTIONS=1000 python -m pytest -s --long tests/test_export.py    # all, and what it found
 """
 import functools
 import http.server
@@ -19,25 +19,142 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checkpoint import load_checkpoint
 from audio.files import write_wav
+from audio.listen import SILENCE_BEHIND
+from checkpoint import load_checkpoint
+from model import ssd
+from page import export
 from prepare import LOUDNESS, play_text, split_batches
 from tasks import SYMBOLS, TASKS
-from tests.helpers import path_of, refusal, tiny_model
-from think import TONE, change, converse, one_pass, with_silence
+from tests.helpers import ROOT, gen, refusal, tiny_model
+from think import CHANGE, converse, difference, one_pass, with_silence
 from transcribe import transcribe
 
-pytest.importorskip('onnx')
-pytest.importorskip('onnxscript')
-onnxruntime = pytest.importorskip('onnxruntime')
-export = pytest.importorskip('export')
-
-N = int(os.environ.get('QUESTIONS', 50))
+N = int(os.environ.get('QUESTIONS', 20))
+long = pytest.mark.long
 
 
-# --- the network ---
+def whole_tokens(wave, token):
+    """(S,) -> (1, S), S a multiple of the token"""
+    return F.pad(wave, (0, -len(wave) % token))[None]
+
+
+def noise_for(question, token):
+    return torch.randn(question.shape[1] + token, generator=gen())
+
+
+@torch.inference_mode()
+def in_pytorch(model, question):
+    """A pass of a question (1, S), as it is without a page -> the answer (1, S), and by how much
+    its sound differs"""
+    S = question.shape[1]
+    noise = noise_for(question, model.config.token)
+    question = with_silence(model, question)
+    heard = model.spectrum.stft(question)
+    wave, _ = one_pass(model, question, heard, torch.tensor([S]), noise)
+    changed = difference(model, heard, model.spectrum.stft(wave))
+    return wave[:, :S], float(changed)
+
+
+# --- what is exported, in PyTorch ---
+
+def halved_model():
+    """A tiny model whose weights float16 holds"""
+    return tiny_model(n_encoder=1, n_decoder=2, points_at='same,end,again').half().float()
+
+
+def test_the_scan_in_one_chunk_is_the_scan():
+    x, B, C = torch.randn(2, 150, 4, 8), torch.randn(2, 150, 16), torch.randn(2, 150, 16)
+    dt, A = torch.rand(2, 150, 4), -torch.rand(4)
+    assert torch.allclose(export.scan_at_once(x, dt, A, B, C), ssd(x, dt, A, B, C), atol=1e-4)
+
+
+def test_what_is_exported_plays_what_the_model_plays():
+    model = halved_model()
+    net = export.OnePass(export.exportable(model))
+    for text in ('V', 'CABB', 'CABBFEDIHJ'):
+        question = whole_tokens(play_text(text), model.config.token)
+        wanted, change = in_pytorch(model, question)
+        with torch.inference_mode():
+            answer, changed = net(question, noise_for(question, model.config.token))
+        assert torch.allclose(answer, wanted, atol=1e-3)
+        assert float(changed) == pytest.approx(change, abs=1e-3)
+
+
+def test_a_graph_can_hold_it():
+    net = export.exportable(halved_model())
+    inputs, _ = export.inputs_of(net)
+    torch.export.export(export.OnePass(net), inputs)  # of this length alone, which takes seconds
+
+
+def test_only_the_model_itself_is_exported():
+    with pytest.raises(ValueError, match='only Mini-JMamba itself'):
+        export.exportable(tiny_model(layer='lab.baselines:LSTM'))
+
+
+def test_the_page_is_told_what_it_needs():
+    told = export.settings_of(tiny_model(), list(TASKS), aloud=['mod'])
+    assert json.loads(json.dumps(told)) == told
+    assert told['symbols'] == SYMBOLS and told['passes'] > 1
+    assert told['silence_behind'] == SILENCE_BEHIND
+    for task in told['tasks']:
+        assert task['example'] == TASKS[task['name']].example
+        assert task['about'][-1] in '.?!' and len(task['about']) < 120
+    assert export.settings_of(tiny_model(), ['mirror'], aloud=[])['passes'] == 1
+
+
+def test_without_npm_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    folder = tmp_path / 'demo'
+    flags = ['--init_from=release', f'--demo_dir={folder}']
+    assert 'npm' in refusal(capsys, 'page.export', *flags, code=1)
+    assert not folder.exists()
+
+
+def test_without_onnx_it_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    assert 'pip install onnx onnxscript' in refusal(capsys, 'page.export', '--init_from=release')
+
+
+# --- its JavaScript, in Node.js ---
+
+def in_node(expression, *arguments):
+    """Evaluate JavaScript with what sound.js defines -> its value"""
+    if not shutil.which('node'):
+        pytest.skip("there is no Node.js")
+    with open(os.path.join(ROOT, 'page', 'sound.js')) as f:
+        script = f.read()
+    told = export.settings_of(tiny_model(), ['mirror'], aloud=[])
+    script += f"""
+        const given = JSON.parse(require('fs').readFileSync(0));
+        settings = given.settings;
+        console.log(JSON.stringify(({expression})(...given.arguments)));"""
+    given = json.dumps({'settings': told, 'arguments': arguments})
+    node = subprocess.run(['node', '-e', script], input=given, capture_output=True, text=True)
+    assert node.returncode == 0, node.stderr
+    return json.loads(node.stdout)
+
+
+def test_the_page_plays_and_hears_as_python_does():
+    wave = in_node('(text) => [...synthesize(text)]', SYMBOLS)
+    assert transcribe(torch.tensor([wave]))[0] == SYMBOLS
+    heard = in_node('(wave) => transcribe(spectrumOf(Float32Array.from(wave)))',
+                    play_text(SYMBOLS).tolist())
+    assert heard == SYMBOLS
+
+
+def test_the_pages_javascript_is_well_formed():
+    if not shutil.which('node'):
+        pytest.skip("there is no Node.js")
+    subprocess.run(['node', '--check', os.path.join(ROOT, 'page', 'jericho.js')], check=True)
+
+
+# --- the network in onnxruntime ---
 
 def session_of(net):
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -51,35 +168,21 @@ def release():
     return model, session_of(export.exportable(model))
 
 
-def whole_tokens(wave, token):
-    """(S,) -> (1, S), S a multiple of the token"""
-    return F.pad(wave, (0, -len(wave) % token))[None]
-
-
-def noise_for(question, token):
-    return torch.randn(question.shape[1] + token, generator=torch.Generator().manual_seed(0))
-
-
 def run_pass(session, question, noise):
     """As OnePass.forward"""
     answer, changed = session.run(None, {'question': question.numpy(), 'noise': noise.numpy()})
     return torch.from_numpy(answer), float(changed[0])
 
 
-def difference(model, session, question):
+def differences(model, session, question):
     """Between a pass in onnxruntime and in PyTorch: of waves, and of changes"""
-    noise = noise_for(question, model.config.token)
-    answer, changed = run_pass(session, question, noise)
-    S = question.shape[1]
-    with torch.inference_mode():
-        question = with_silence(model, question)
-        heard = model.spectrum.stft(question)
-        wave, _ = one_pass(model, question, heard, torch.tensor([S]), noise)
-        wanted = float(change(model, heard, model.spectrum.stft(wave))[0])
-    assert answer.shape == (1, S)
-    return float((answer - wave[:, :S]).abs().max()), abs(changed - wanted)
+    answer, changed = run_pass(session, question, noise_for(question, model.config.token))
+    wave, wanted = in_pytorch(model, question)
+    assert answer.shape == wave.shape
+    return float((answer - wave).abs().max()), abs(changed - wanted)
 
 
+@long
 @pytest.mark.parametrize('text', [
     'V',
     '7%3',
@@ -92,25 +195,27 @@ def difference(model, session, question):
 def test_one_pass_is_that_of_pytorch(text, release):
     model, session = release
     question = whole_tokens(play_text(text), model.config.token)
-    waves, changes = difference(model, session, question)
+    waves, changes = differences(model, session, question)
     print(f"{text} differs by {waves:.0e}")
     assert waves < 1e-3 and changes < 1e-3
 
 
+@long
 def test_silence_stays_silent(release):
     model, session = release
     question = torch.zeros(1, 20 * model.config.token)
     answer, changed = run_pass(session, question, noise_for(question, model.config.token))
-    assert answer.abs().max() < 1e-3 and changed < TONE
+    assert answer.abs().max() < 1e-3 and changed < CHANGE
 
 
+@long
 def test_other_settings_can_be_exported():
-    model = tiny_model(points_at='same,end,again', turning=True).half().float()
+    model = halved_model()
     session = session_of(export.exportable(model))
     # Untrained, it plays noise; in longer questions the phase of that is left to rounding.
     for text in ('V', 'ABC', 'CABB'):
         question = whole_tokens(play_text(text), model.config.token)
-        waves, changes = difference(model, session, question)
+        waves, changes = differences(model, session, question)
         assert waves < 1e-3 and changes < 1e-3
 
 
@@ -120,11 +225,12 @@ def converse_in_onnxruntime(session, question, token, think):
     noise = noise_for(question, token)
     for _ in range(think):
         question, changed = run_pass(session, question, noise)
-        if changed < TONE:
+        if changed < CHANGE:
             break
     return question[0]
 
 
+@long
 @pytest.mark.parametrize('task', TASKS)
 def test_questions_come_to_the_same_symbols(task, release):
     model, session = release
@@ -148,36 +254,26 @@ def test_questions_come_to_the_same_symbols(task, release):
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
-    """A folder that export.py wrote"""
+    """A folder that page.export wrote"""
     if not shutil.which('npm'):
         pytest.skip("there is no npm")
     folder = tmp_path_factory.mktemp('page') / 'demo'
-    command = [sys.executable, path_of('export.py'), '--init_from=release', f'--demo_dir={folder}']
-    made = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'page.export', '--init_from=release', f'--demo_dir={folder}']
+    made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if 'npm could not fetch' in made.stderr:
         pytest.skip("npm cannot fetch onnxruntime-web here")
     assert made.returncode == 0 and not made.stderr, made.stderr
     return folder
 
 
+@long
 def test_the_page_is_small(demo):
     sizes = {f.name: f.stat().st_size for f in demo.iterdir()}
     assert sum(size for name, size in sizes.items() if not name.startswith('ort')) <= 5e6
     assert sum(sizes.values()) <= 7e6
     for name in ('ort.wasm.min.js', 'model.onnx.gz', 'ort-wasm-simd-threaded.wasm.gz'):
         assert (demo / name).exists()
-    settings = json.loads((demo / 'settings.json').read_text())
-    assert settings['symbols'] == SYMBOLS
-    for task in settings['tasks']:
-        assert TASKS[task['name']].example == task['example'] and task['about']
-
-
-def test_without_npm_nothing_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('PATH', str(tmp_path))
-    folder = tmp_path / 'demo'
-    flags = ['--init_from=release', f'--demo_dir={folder}']
-    assert 'npm' in refusal(capsys, 'export.py', *flags, code=1)
-    assert not folder.exists()
+    assert not list(demo.glob('*.py')) and not (demo / 'README.md').exists()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -294,6 +390,7 @@ def page(browser, address):
     return browser
 
 
+@long
 def test_chromium_asks_and_reads_the_answer(page, address):
     page.evaluate("document.getElementById('question').focus()")
     began = time.monotonic()
@@ -311,11 +408,13 @@ def test_chromium_asks_and_reads_the_answer(page, address):
         assert request['request']['url'].startswith((address, 'data:', f'blob:{address}'))
 
 
+@long
 def test_a_link_asks_by_itself(browser, address):
     browser.send('Page.navigate', url=address + '?ask=(()')
     browser.wait_for('said', 'Asked ((), it plays X')
 
 
+@long
 @pytest.mark.parametrize('typed, says', [
     ('7!', 'has no tone'),
     ('', 'at least one symbol'),
@@ -328,6 +427,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(typed, says, page):
     page.wait_for('said', says)
 
 
+@long
 def test_keys_play_and_have_names(page):
     page.evaluate("document.querySelector('#keys button[aria-label^=C]').focus()")
     page.type(' \t ')  # C, and the key behind it
@@ -341,6 +441,7 @@ def test_keys_play_and_have_names(page):
             assert node['name']['value'], node
 
 
+@long
 def test_it_fits_a_telephone(page, address):
     page.send('Emulation.setDeviceMetricsOverride', width=400, height=800, deviceScaleFactor=1,
               mobile=True)
@@ -358,23 +459,27 @@ def choose_file(page, path):
     page.send('DOM.setFileInputFiles', nodeId=chosen, files=[str(path)])
 
 
+@long
 def test_a_recording_is_answered(page, recording):
     choose_file(page, recording)
     page.wait_for('said', 'Asked 7%3, it plays 1')
 
 
+@long
 def test_a_recording_that_ends_at_once_is_answered_behind_its_end(page, tmp_path):
     write_wav(tmp_path / 'question.wav', play_text('BDJH>BJ?IJA>IA?AJCG>'))
     choose_file(page, tmp_path / 'question.wav')
     page.wait_for('said', 'it plays AC after')
 
 
+@long
 def test_a_file_without_sound_is_said_to_be_one(page, tmp_path):
     (tmp_path / 'not.wav').write_text('no sound')
     choose_file(page, tmp_path / 'not.wav')
     page.wait_for('said', 'holds no sound')
 
 
+@long
 def test_the_microphone_is_heard_until_it_is_silent(page):
     page.evaluate("document.getElementById('record').click()")
     page.wait_for('said', 'Recording')

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from text import words
 from tests.helpers import files_in, output, refusal, rows_of, run_here
 from tests.test_puzzles import CHECKERS
+from text import words
 
 # --- what is asked ---
 
