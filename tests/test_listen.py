@@ -17,7 +17,7 @@ from audio.files import SAMPLE_RATE, read_stream, write_wav
 from audio.listen import WAIT, answers_to, first_question, is_question, listen, skip
 from prepare import Rhythm, make_rhythm, play, play_text
 from tasks import encode
-from tests.helpers import files_in, gen, path_of, refusal, run, tiny_model
+from tests.helpers import files_in, gen, output, path_of, refusal, tiny_model
 from transcribe import transcribe
 
 
@@ -192,18 +192,17 @@ def test_listening_to_a_pipe(stream, trained, tmp_path):
                                             for kind in ('answer', 'question')]
 
 
-def test_answers_are_played(stream, trained, tmp_path):
+def test_answers_are_played(stream, trained, tmp_path, capsys):
     player = tmp_path / 'player'
     player.write_text(f'#!/bin/sh\necho "$1" "$2" >> {tmp_path}/played\n')
     player.chmod(0o755)
-    run('sample.py', f'--out_dir={trained}', '--listen=true', f'--wav={stream}',
-        f'--play={player} -q', f'--sample_dir={tmp_path}/samples')
+    flags = [f'--out_dir={trained}', '--listen=true', f'--wav={stream}',
+             f'--sample_dir={tmp_path}/samples']
+    output(capsys, 'sample.py', *flags, f'--play={player} -q')
     played = (tmp_path / 'played').read_text().splitlines()
     assert played == [f'-q {tmp_path}/samples/000_answer.wav'] * 4
     player.write_text('#!/bin/sh\nexit 3\n')
-    said = run('sample.py', f'--out_dir={trained}', '--listen=true', f'--wav={stream}',
-               f'--play={player}', f'--sample_dir={tmp_path}/samples', code=1)
-    assert 'failed' in said
+    assert 'failed' in refusal(capsys, 'sample.py', *flags, f'--play={player}', code=1)
 
 
 @pytest.mark.parametrize('flags, says', [

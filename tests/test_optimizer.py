@@ -48,8 +48,8 @@ def test_nothing_moves_while_gradients_are_no_numbers():
 
 def test_it_goes_on_where_it_stopped(tmp_path):
     # The learning rate stays, so that it does not depend on max_iters.
-    flags = [*TRAIN, '--tasks=mod', '--aloud=mod', '--muon=True', '--test_samples=0',
-             '--learning_rate=1e-3', '--min_lr=1e-3', '--warmup_iters=0']
+    flags = [*TRAIN, '--tasks=mod', '--aloud=mod', '--muon=True', '--test_samples=0', '--think=2',
+             '--eval_interval=8', '--learning_rate=1e-3', '--min_lr=1e-3', '--warmup_iters=0']
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     runs = (whole, 8, 'scratch'), (parts, 4, 'scratch'), (parts, 8, 'resume')
     for folder, iters, start in runs:
