@@ -119,8 +119,8 @@ def find_runs(waves, shortest):
     level = at_peak(smooth)
     noise = at_peak(noise_around(smooth))
     loudest = level.amax(1, keepdim=True)
-    lowest = (loudest - QUIET).clamp(min=FAINTEST)
-    on = (level > lowest) & (level > noise + OVER_NOISE)
+    faintest = (loudest - QUIET).clamp(min=FAINTEST)
+    on = (level > faintest) & (level > noise + OVER_NOISE)
     moved = F.pad(k[..., 0].diff().abs() > 1, (1, 0))
 
     # The same tone may sound again without a gap: then the level dips between. One frame shows it
