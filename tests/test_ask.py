@@ -108,7 +108,7 @@ def ask(server, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', 'sk-secret')
 
     def run(*flags):
-        code, _ = run_here('text.ask', f'--base_url={server}', '--model=wise', '--samples=5',
+        code, _ = run_here('text/ask.py', f'--base_url={server}', '--model=wise', '--samples=5',
                            '--requests_per_minute=100000', '--backoff=0.01', '--timeout=1',
                            f'--out_dir={tmp_path}', *flags)
         captured = capsys.readouterr()
@@ -284,10 +284,10 @@ def test_ctrl_c_loses_and_repeats_nothing(server, tmp_path):
 def test_summaries_are_drawn_beside_each_other(ask, tmp_path, capsys):
     assert ask(WITHOUT_INDUCTO, '--samples=2')[0] == 0
     picture = tmp_path / 's.png'
-    output(capsys, 'lab.figures', '--what=scaling', tmp_path, tmp_path / 'summary.json',
+    output(capsys, 'lab/figures.py', '--what=scaling', tmp_path, tmp_path / 'summary.json',
            f'--out={picture}')
     assert is_png(picture)
-    assert 'has no summary.json' in refusal(capsys, 'lab.figures', '--what=scaling',
+    assert 'has no summary.json' in refusal(capsys, 'lab/figures.py', '--what=scaling',
                                             tmp_path / 'no')
 
 
@@ -307,10 +307,10 @@ def test_what_cannot_be_asked(flags, says, capsys, tmp_path):
     pytest.importorskip('httpx')
     if 'cannot connect' in says:
         flags = [*flags, f'--out_dir={tmp_path}']
-    assert run_here('text.ask', *flags)[0] in (1, 2)
+    assert run_here('text/ask.py', *flags)[0] in (1, 2)
     assert says in capsys.readouterr().err
 
 
 def test_without_httpx_it_is_said(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'httpx', None)
-    assert 'pip install httpx' in refusal(capsys, 'text.ask', '--model=x')
+    assert 'pip install httpx' in refusal(capsys, 'text/ask.py', '--model=x')

@@ -107,13 +107,13 @@ def test_without_npm_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('PATH', str(tmp_path))
     folder = tmp_path / 'demo'
     flags = ['--init_from=release', f'--demo_dir={folder}']
-    assert 'npm' in refusal(capsys, 'page.export', *flags, code=1)
+    assert 'npm' in refusal(capsys, 'page/export.py', *flags, code=1)
     assert not folder.exists()
 
 
 def test_without_onnx_it_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnx', None)
-    assert 'pip install onnx onnxscript' in refusal(capsys, 'page.export', '--init_from=release')
+    assert 'pip install onnx onnxscript' in refusal(capsys, 'page/export.py', '--init_from=release')
 
 
 # --- its JavaScript, in Node.js ---

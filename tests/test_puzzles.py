@@ -12,9 +12,9 @@ import torch
 
 from checkpoint import extended
 from prepare import play_text
-from score import transcribe
 from tasks import SYMBOLS, TASKS, decode, draw, solve, task_of
 from tests.helpers import gen, texts_of, tiny_model
+from transcribe import transcribe
 
 PUZZLES = ['logic', 'dyna', 'filtro', 'inducto']
 PYTHON = {'&': '{} and {}', '|': '{} or {}', '^': '{} != {}', 'n': 'not ({} and {})',
