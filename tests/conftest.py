@@ -1,5 +1,8 @@
 """
-Fixtures that several files of tests use.
+What all tests share: an option, a marker, one thread for each process, and a tiny trained model.
+
+$ python -m pytest -q -n 2           # what a change usually breaks; minutes
+$ python -m pytest -q -n 2 --long    # and what is killed, broken at random, or large
 """
 import os
 import signal
@@ -17,6 +20,18 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, 'SIGHUP'):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_addoption(parser):
+    parser.addoption('--long', action='store_true', help="run the tests that are marked long, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--long'):
+        return
+    for item in items:
+        if item.get_closest_marker('long'):
+            item.add_marker(pytest.mark.skip(reason="takes long: --long runs it"))
 
 
 @pytest.fixture(scope='session')

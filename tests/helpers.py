@@ -1,5 +1,5 @@
 """
-What several of the tests need: scripts, run as a user would or in this process, and tiny models.
+What several of the tests need: programs, run as a user would or in this process, and tiny models.
 """
 import json
 import os
@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import torch
 
@@ -49,47 +50,71 @@ def is_one_line(text):
     return len(text.strip().splitlines()) == 1 and 'Traceback' not in text
 
 
-def run(script, *flags, code=0):
-    """Run a script as a user would -> what it prints, errors last. A failure must be one line."""
-    command = [sys.executable, path_of(script), *map(str, flags)]
-    p = subprocess.run(command, capture_output=True, text=True)
+def command(program, *flags):
+    """A program, such as train.py or lab.figures, and its flags -> its command line"""
+    how = [path_of(program)] if program.endswith('.py') else ['-m', program]
+    return [sys.executable, *how, *map(str, flags)]
+
+
+def environment(**more):
+    """What a program is started with, so that python -m finds it from any folder"""
+    return {**os.environ, 'PYTHONPATH': ROOT, **more}
+
+
+def run(program, *flags, code=0):
+    """Run a program as a user would -> what it prints, errors last. A failure must be one line."""
+    p = subprocess.run(command(program, *flags), capture_output=True, text=True, env=environment())
     assert p.returncode == code, p.stdout + p.stderr
     if code:
         assert is_one_line(p.stderr), p.stderr
     return p.stdout + p.stderr
 
 
-def run_here(script, *flags):
-    """Run a script in this process, which need not load torch again -> its exit code and, if that
-    is 0, its names"""
-    argv, hook = sys.argv, sys.excepthook
-    handlers = {n: signal.getsignal(n) for n in system.caught()}
-    sys.argv = [script, *map(str, flags)]
+@contextmanager
+def undone():
+    """What a program does to its process is undone afterwards"""
+    argv, hook, out = sys.argv, sys.excepthook, sys.stdout
+    buffering, errors = out.line_buffering, out.errors
+    handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}
     try:
-        return 0, runpy.run_path(path_of(script), run_name='__main__')
-    except SystemExit as e:
-        return e.code or 0, {}
+        yield
     finally:
         sys.argv, sys.excepthook = argv, hook
+        out.reconfigure(line_buffering=buffering, errors=errors)
         while system.holding:  # locks end with the process
             system.holding.pop().close()
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
 
 
-def output(capsys, script, *flags):
-    """Run a script in this process, which must succeed -> what it prints"""
+def run_here(program, *flags):
+    """Run a program in this process, which need not load torch again -> its exit code and, if that
+    is 0, its names"""
+    path = path_of(program)
+    if not program.endswith('.py'):
+        path = path_of(program.replace('.', '/') + '.py')
+    with undone():
+        sys.argv = [path, *map(str, flags)]
+        try:
+            return 0, runpy.run_path(path, run_name='__main__')
+        except SystemExit as e:
+            return e.code or 0, {}
+
+
+def output(capsys, program, *flags):
+    """Run a program in this process, which must succeed -> what it prints"""
     capsys.readouterr()
-    code, _ = run_here(script, *flags)
+    code, _ = run_here(program, *flags)
     printed = capsys.readouterr()
     assert code == 0, printed.out + printed.err
     return printed.out
 
 
-def refusal(capsys, script, *flags, code=2):
-    """Run a script in this process, which must end with one line and this exit code -> the line"""
+def refusal(capsys, program, *flags, code=2):
+    """Run a program in this process, which must end with one line and this exit code -> the line"""
     capsys.readouterr()
-    ended, _ = run_here(script, *flags)
+    ended, _ = run_here(program, *flags)
     said = capsys.readouterr().err
     assert ended == code, said
     assert is_one_line(said), said
@@ -97,7 +122,7 @@ def refusal(capsys, script, *flags, code=2):
 
 
 def files_in(folder):
-    """What a person sees in a folder: no lock, no list of what was written"""
+    """What a person sees in a folder: no mark of its owner"""
     return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
 
 
