@@ -137,7 +137,8 @@ def show_help(settings, keys):
             print(line)
         elif found[1] in keys:
             setting = f'--{found[1]}={settings[found[1]]}'
-            print(f'{setting:24}{found[3] or ""}'.rstrip())
+            comment = (found[3] or '').strip()
+            print(f'{setting:28} {comment}'.rstrip())
 
 
 def quietly(kind, error, trace):

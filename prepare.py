@@ -40,7 +40,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
-from audio.files import SAMPLE_RATE
+from audio import SAMPLE_RATE
 from tasks import REST, TASKS, draw, encode
 
 TONE, GAP, FADE = 0.100, 0.050, 0.005  # seconds

@@ -86,11 +86,11 @@ import signal
 import sys
 import time
 from dataclasses import asdict, fields
+from functools import partial
 
 import torch
-import torch.distributed as dist
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import fast
@@ -100,26 +100,28 @@ import system
 from audio.tune import prepared
 from checkpoint import extended, load_checkpoint
 from exam import validate
+from fast import processes
 from model import JMambaConfig, MiniJMamba
 from optimizer import make_optimizer
 from tasks import SYMBOLS, TASKS, check, n_labels, taken
 
 # --- check the settings ---
-rank = int(os.environ.get('RANK', 0))  # of this process, if torchrun has started several
-world = int(os.environ.get('WORLD_SIZE', 1))
+rank, world = processes.rank, processes.world
 names = names_of(config, 'tasks', TASKS) or fail(f"tasks are some of {', '.join(TASKS)}")
 spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
 pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
+weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
+not_negative = 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', *weights
+one_or_more = ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'log_interval',
+               'eval_samples', 'think', 'max_iters')
+bounds(config, **dict.fromkeys(not_negative, 0), **dict.fromkeys(one_or_more, 1), test_samples=-1,
+       hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
+       seed=SEEDS)
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
         ssd=('auto', 'torch', 'mamba_ssm'))
-bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
-       eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=-1, learning_rate=0,
-       min_lr=0, weight_decay=0, grad_clip=0, w_frames=0, w_symbols=0, w_ctc=0, w_so_far=0,
-       w_halt=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
-       mixed_symbols=(0, 1), seed=SEEDS)
 of_model = {f.name: config[f.name] for f in fields(JMambaConfig) if f.name in config}
 try:
     c = JMambaConfig(**of_model, n_symbols=len(SYMBOLS), n_so_far=n_labels())
@@ -138,8 +140,7 @@ for is_wrong, why in (
 ):
     if is_wrong:
         fail(why)
-if not out_dir:
-    # A run is called by its config file, or else its tasks, and by its seed.
+if not out_dir:  # A run is called by its config file, or else its tasks, and by its seed.
     files = [a for a in sys.argv[1:] if not a.startswith('-')]
     name = '_'.join(names)
     if files:
@@ -151,10 +152,7 @@ if not out_dir:
 # --- the machine ---
 device = system.pick_device(device)
 kind = torch.device(device).type
-if world > 1:
-    dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-if rank:  # only the first process talks
-    sys.stdout = open(os.devnull, 'w')
+processes.start(kind)
 dtype = system.pick_dtype(dtype, kind)
 amp = torch.autocast(kind, getattr(torch, dtype), dtype != 'float32')
 torch.manual_seed(seed)
@@ -203,12 +201,13 @@ for name, p in model.named_parameters():
     p.requires_grad_(name.startswith(learns))
 print(f"{sum(p.numel() for _, p in learned):,} parameters on {device}, tasks: {tasks}")
 
-# --- the optimizer, and where a run stands ---
+# --- the optimizer, and where the run stands ---
+# A CUDA graph reads its numbers from tensors: learning rate, difficulty, counts of bad updates.
 cuda_graphs = compile and kind == 'cuda'
 lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rate
 optimizer = make_optimizer(learned, lr, weight_decay, muon, cuda_graphs)
+level = torch.full((), difficulty, device=device)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
-level = torch.full((), difficulty, device=device)  # a CUDA graph reads it there
 stands = {
     'iter_num': 0,
     'best': -1.0,
@@ -219,8 +218,9 @@ stands = {
 if init_from == 'resume':
     try:
         saved = checkpoint['optimizer']
+        # The settings of this run count, not those of the one before.
         for group, now in zip(saved['param_groups'], optimizer.param_groups, strict=True):
-            group.update({k: now[k] for k in now if k != 'params'})  # the settings of this run
+            group.update({k: now[k] for k in now if k != 'params'})
         optimizer.load_state_dict(saved)
         state = checkpoint['generator'].cpu()
         if len(state) == len(generator.get_state()):
@@ -235,6 +235,7 @@ if init_from == 'resume':
 
 
 def save(name):
+    """Write a checkpoint, whole or not at all"""
     if rank:
         return
     contents = {
@@ -250,26 +251,23 @@ def save(name):
     }
     path = os.path.join(out_dir, name)
     try:
-        system.write_whole(path, lambda f: torch.save(contents, f))
+        system.write_whole(path, partial(torch.save, contents))
     except OSError as e:
         bar.close()
         fail(f"cannot write {path} ({e.strerror}); what was saved before is whole", 1)
 
 
 # --- one update ---
-
 # Tasks of about as long questions share what is compiled.
 block = 4 * prepare.BLOCK if compile else prepare.BLOCK
 synthesis = fast.compiled_synthesis() if compile else prepare.Synthesis()
 measure = torch.compile(lessons.losses, dynamic=False) if compile else lessons.losses
-weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
+part = processes.part_of(batch_size)
 
 
 def examples(task):
     """An Example for each forward of an update"""
     wishes = taken(task, level=level, pairs=task in hiding, mixed_symbols=mixed_symbols)
-    # All processes draw every batch alike, and each takes its part.
-    part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     for _ in range(gradient_accumulation_steps):
         batch = prepare.make_batch(task, 'train', batch_size, generator, device, part, shuffled,
                                    sound, synthesis, block, aloud=task in spoken,
@@ -282,19 +280,12 @@ def examples(task):
         yield lessons.Example(batch, may_generate, hidden)
 
 
-def average(tensors):
-    """Make tensors their mean over the processes, in one message that a CUDA graph can hold"""
-    flat = parameters_to_vector(tensors)
-    dist.all_reduce(flat)
-    vector_to_parameters(flat / world, tensors)
-
-
 def step(task, made):
     """One update from examples(task): forward, backward, optimizer -> the numbers to log"""
     kept = conversations.get(task)
     for drawn in made:
         example = lessons.with_replay(task, drawn, kept, generator) if kept else drawn
-        batch = example.batch
+        batch, rows = example.batch, example.replayed
         is_last = lessons.last_line(task, batch, task in spoken) if c.halting else None
         with amp:
             answer = model(batch.question, batch.lengths, example.may_generate, example.hiding)
@@ -302,15 +293,13 @@ def step(task, made):
             loss = sum(weights[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
         if kept:
-            rows = example.replayed
-            fresh = tree_map(lambda t: t[rows], drawn.batch)  # noqa: B023
+            fresh = tree_map(partial(torch.index_select, dim=0, index=rows), drawn.batch)
             lessons.go_on(task, model, answer.frames[rows], kept, fresh, generator, synthesis.play)
     numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
-    if world > 1:
-        average([p.grad for p in model.parameters() if p.grad is not None])
-        average(list(numbers.values()))
+    processes.average([p.grad for p in model.parameters() if p.grad is not None])
+    processes.average(list(numbers.values()))
     norm = clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    # An update that is no number leaves all as it is: the optimizer knows found_inf.
+    # An update that is no number leaves all as it is: the optimizer is told by found_inf.
     finite = torch.isfinite(norm + numbers['loss'])
     in_a_row.copy_(torch.where(finite, 0, in_a_row + 1))
     skipped.add_(~finite)
@@ -327,36 +316,16 @@ for t in spoken if n_replayed else ():
 graphs = {}
 
 
-def capture_step(task):
-    """step() as a CUDA graph, in which the next examples are made beside this update"""
-    made, side = list(examples(task)), torch.cuda.Stream()
-
-    def update():
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            following = list(examples(task))
-        numbers = step(task, made)
-        torch.cuda.current_stream().wait_stream(side)
-        for now, then in zip(tree_leaves(made), tree_leaves(following), strict=True):
-            if now is not None:
-                now.copy_(then)
-        return numbers
-
-    # The graph reads and writes `made`, which must live on.
-    return *fast.capture(update, generator), made
-
-
 def update(task):
-    """One update, or with a task's first CUDA graph the three that warm it up and one -> the
-    numbers to log, and how many updates there were"""
+    """One update, or with a task's first CUDA graph those that warm it up, too -> the numbers to
+    log, and how many updates there were"""
     if not cuda_graphs:
         return step(task, examples(task)), 1
-    n = 1 if task in graphs else 4
-    if task not in graphs:
-        graphs[task] = capture_step(task)
-    graph, numbers, _ = graphs[task]
-    graph.replay()
-    return numbers, n
+    if task in graphs:
+        return graphs[task](), 1
+    of_task = partial(examples, task), partial(step, task)
+    graphs[task] = fast.captured_update(*of_task, generator)
+    return graphs[task](), 1 + fast.WARM_UPS
 
 
 def get_lr(it):
@@ -370,31 +339,41 @@ def get_lr(it):
 
 def validate_and_save():
     """Validate, and save the checkpoint -> False if an end was asked for before it was done"""
-    found = [None]
+    found = None
     if not rank:
         with system.at_once():
-            found = [validate(model, names, spoken, eval_samples, seed + 1, device, think, sound,
-                              difficulty, prepared)]
-    if world > 1:  # what follows from it must be the same everywhere
-        dist.broadcast_object_list(found)
-    found, = found  # {'val': {task: exact match}, 'val_ood': ..., ...}
+            found = validate(model, names, spoken, eval_samples, seed + 1, device, think, sound,
+                             difficulty, prepared)
+    found = processes.told_by_first(found)  # {'val': {task: exact match}, 'val_ood': ..., ...}
     if not found:
         return False
     right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
     score = sum(right.values()) / len(right)
     is_better = score >= stands['best']
-    stands.update(wrong={t: 1 - x for t, x in right.items()}, best=max(stands['best'], score),
-                  seconds=seconds(), to_validate=False)
-    row = {'iter': iter_num, 'seconds': round(stands['seconds'], 2), 'level': float(level),
-           'odds': odds}
-    print(json.dumps({**row, **found}), file=log_file)
+    stands.update(
+        wrong={t: 1 - x for t, x in right.items()},
+        best=max(stands['best'], score),
+        seconds=time.time() - began,
+        to_validate=False,
+    )
+    log({'level': float(level), 'odds': odds, **found})
     shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
-    system.say(f"iter {iter_num}/{max_iters} | validation exact match, in and out of distribution: "
-               f"{shown} | {stands['seconds']:.1f} s", bar)
+    tell(f"validation exact match, in and out of distribution: {shown}")
     if is_better:  # first: a run that is killed in between does this evaluation again
         save('best.pt')
     save('ckpt.pt')
     return True
+
+
+def log(row):
+    """Write a row to log.jsonl"""
+    at = {'iter': stands['iter_num'], 'seconds': round(time.time() - began, 2)}
+    print(json.dumps({**at, **row}), file=log_file)
+
+
+def tell(text):
+    """Print a line of progress"""
+    system.say(f"iter {stands['iter_num']}/{max_iters} | {text} | {time.time() - began:.1f} s", bar)
 
 
 # --- the loop ---
@@ -402,12 +381,6 @@ stop = system.catch_signals()
 iter_num = stands['iter_num']
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=True if rank else None)
 began, bad, odds = time.time() - stands['seconds'], 0, shares
-
-
-def seconds():
-    return time.time() - began
-
-
 ended = stands['to_validate'] and not validate_and_save()  # what a stop left undone
 while iter_num < max_iters and not ended:
     lr = get_lr(iter_num)
@@ -420,16 +393,14 @@ while iter_num < max_iters and not ended:
     if curriculum:
         level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))
     numbers, done = update(task)
-    iter_num += done
-    stands['iter_num'] = iter_num
+    iter_num = stands['iter_num'] = iter_num + done
     bar.update(done)
     log_now = iter_num % log_interval < done
     evaluate_now = iter_num % eval_interval < done or iter_num >= max_iters
+    # Several processes stop at the same iteration.
     ended = bool(stop) and world == 1
-    if world > 1 and (log_now or evaluate_now):  # all stop at the same iteration
-        any_stop = torch.tensor(len(stop), device=device)
-        dist.all_reduce(any_stop)
-        ended = bool(any_stop)
+    if log_now or evaluate_now:
+        ended = processes.in_any(bool(stop), device)
 
     # --- end after updates that were no numbers; nothing bad has reached the weights ---
     if log_now or evaluate_now:
@@ -443,11 +414,9 @@ while iter_num < max_iters and not ended:
 
     # --- log ---
     if log_now:
-        row = {'iter': iter_num, 'seconds': round(seconds(), 2), 'task': task, 'lr': lr, **values}
-        print(json.dumps(row), file=log_file)
+        log({'task': task, 'lr': lr, **values})
         shown = ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
-        system.say(f"iter {iter_num}/{max_iters} | {task} | {shown} | lr {lr:.1e} | "
-                   f"{seconds():.1f} s", bar)
+        tell(f"{task} | {shown} | lr {lr:.1e}")
 
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
@@ -456,13 +425,12 @@ while iter_num < max_iters and not ended:
 
 # --- the end ---
 bar.close()
+stands['seconds'] = time.time() - began
 if ended:
-    stands['seconds'] = seconds()
     save('ckpt.pt')
 graphs, numbers = {}, None  # they hold gigabytes, and the connection between processes
 torch.cuda.empty_cache()
-if world > 1:
-    dist.destroy_process_group()
+processes.end()
 if ended:
     again = [a for a in sys.argv if not a.startswith(('--init_from=', '--overwrite='))]
     runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
@@ -472,7 +440,8 @@ if ended:
     sys.exit((stop or [128 + signal.SIGTERM])[0])
 n_examples = iter_num * batch_size * gradient_accumulation_steps
 memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'cuda' else ''
-print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds():.1f} s{memory}")
+print(f"trained {iter_num} iterations, {n_examples:,} examples, in {stands['seconds']:.1f} s"
+      f"{memory}")
 
 # --- what it learned: the two commands a user would run ---
 if test_samples < 0:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from scipy.io import wavfile
 
-SAMPLE_RATE = 16000
+from audio import SAMPLE_RATE
+
 RATES = (6500, 384000)  # sample rates of files that can hold these tones, lowest and highest
 
 
