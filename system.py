@@ -29,19 +29,14 @@ MARK = '.jericho'  # an empty file, in every folder that this program has made
 
 # --- device ---
 
-def limit_threads():
-    """Take no more threads than a container is allowed cores: others only take time from one
-    another"""
+def pick_device(device):
+    """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
+    The script ends if the one asked for is not there."""
+    # No more threads than a container is allowed cores: others only take time from one another.
     with suppress(OSError, ValueError):  # there is no limit
         with open('/sys/fs/cgroup/cpu.max') as f:
             share, period = map(int, f.read().split())
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share // period)))
-
-
-def pick_device(device):
-    """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
-    The script ends if the one asked for is not there."""
-    limit_threads()
     if device == 'auto':
         there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
         device = next((name for name in there if there[name]), 'cpu')
@@ -64,13 +59,10 @@ def pick_dtype(dtype, kind):
     """'auto' is bfloat16 where a GPU has it; the choice is printed."""
     if dtype != 'auto':
         return dtype
-    if kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype, why = 'bfloat16', "the GPU has it"
-    elif kind == 'cuda':
-        dtype, why = 'float32', "this GPU has no bfloat16"
-    else:
-        dtype, why = 'float32', f"{kind} gains little from less"
-    print(f"dtype {dtype}: {why}")
+    has_it = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    why = "this GPU has no bfloat16" if kind == 'cuda' else f"{kind} gains little from less"
+    dtype = 'bfloat16' if has_it else 'float32'
+    print(f"dtype {dtype}: {'the GPU has it' if has_it else why}")
     return dtype
 
 
@@ -109,10 +101,12 @@ def catch_signals():
 
 
 def say(text, bar):
-    """Print a line above a progress bar, if there is anybody who reads it"""
-    with suppress(OSError):
+    """Print a line above a progress bar. If nobody reads any more, what is said goes nowhere."""
+    try:
         bar.write(text)
         sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextmanager
@@ -152,12 +146,10 @@ def provenance():
     commit = ''
     with suppress(OSError):  # there is no git
         commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    return {
-        'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        'commit': commit or 'unknown',
-        'python': platform.python_version(),
-        **{name: version(name) for name in ('torch', 'numpy', 'scipy')},
-    }
+    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    versions = {name: version(name) for name in ('torch', 'numpy', 'scipy')}
+    return {'command': command, 'commit': commit or 'unknown',
+            'python': platform.python_version(), **versions}
 
 
 # --- files ---
