@@ -12,13 +12,13 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
-from tasks.task import REST, Task, encode, lines_later
+from tasks.task import REST, Split, Task, dice, drawn_kinds, encode, lines_later
 
 OPEN, CLOSE, VALID, INVALID = encode('()VX')
 # How unbalanced strings fail, and their shares in training. The first three are as long as the
 # balanced ones.
 SHARES = {
-    'shuffled': 0.2, 'swapped': 0.35, 'flipped': 0.05, 'extra': 0.1, 'far': 0.1, 'runs': 0.2,
+    'shuffled': 0.2, 'swapped': 0.35, 'flipped': 0.05, 'extra': 0.1, 'biased': 0.1, 'runs': 0.2,
 }
 SAME_LENGTH = 0.6
 NESTED = 0.1     # share of the balanced ones that are as deep as they can be
@@ -105,7 +105,7 @@ def next_line(q):
     N = q.shape[1]
     at = torch.arange(N, device=q.device)
     silent = q == REST
-    # The next and the last slot that sound, N and -1 if there is none.
+    # For each slot, the next and the previous one that sound: N and -1 if there is none
     from_the_end = torch.where(silent, N, at).flip(1).cummin(1).values
     following = F.pad(from_the_end.flip(1)[:, 1:], (0, 1), value=N)
     from_the_start = torch.where(silent, -1, at).cummax(1).values
@@ -121,9 +121,9 @@ def next_line(q):
     all_gone = (left == REST).all(1, keepdim=True)
     unfinished = (gone | (q >= VALID)).any(1, keepdim=True)  # or the verdict has been given
     first = (q != REST).long().argmax(1, keepdim=True)
-    verdict = torch.where(all_gone, VALID, INVALID)
-    answer = torch.where(at == first, verdict, REST)
-    return torch.where(all_gone | ~unfinished, answer, left)
+    decided = torch.where(all_gone, VALID, INVALID)
+    decided = torch.where(at == first, decided, REST)
+    return torch.where(all_gone | ~unfinished, decided, left)
 
 
 def answer(q):
@@ -135,14 +135,30 @@ def answer(q):
     return a
 
 
-def balanced(half, slots, generator):
+# --- drawing ---
+
+def lengths(n, low, high, uniform, level, rand, device):
+    """Lengths are drawn for pairs of rows -> half of each (n, 1). See draw."""
+    half = torch.arange(low // 2, high // 2 + 1, device=device)
+    # How many balanced strings there are of each length: the Catalan numbers
+    log_catalan = torch.lgamma(2.0 * half + 1) - 2 * torch.lgamma(half + 1.0)
+    catalan = torch.exp(log_catalan) / (half + 1)
+    weight = catalan if uniform else half.float().square()
+    # A curriculum starts at length 10, as only brackets over length 6 are held out.
+    known = half <= 5 + level * (high // 2 - 5)
+    below = (weight * known).cumsum(0)
+    drawn = torch.searchsorted(below / below[-1], rand(n // 2))
+    drawn = drawn.clamp(max=len(half) - 1)
+    return half[drawn].repeat_interleave(2)[:, None]
+
+
+def balanced(half, slots, rand):
     """Strings of 2 * half (n, 1) brackets, uniform by the cycle lemma (Dvoretzky, Motzkin, 1947):
     of the rotations of k + 1 opening and k closing brackets, just one stays above 0. -> which slots
     open (n, slots) bool"""
     at = torch.arange(slots, device=half.device)
-    within = (at <= 2 * half).expand(len(half), -1)
-    key = torch.rand(within.shape, generator=generator, device=half.device)
-    key = torch.where(within, key, 2.0)
+    within = at <= 2 * half
+    key = torch.where(within, rand(len(half), slots), 2.0)
     opens = key.argsort(1).argsort(1) <= half  # k + 1 of the first 2k + 1
     height = torch.where(within, (2 * opens - 1).cumsum(1), slots + 2)
     lowest = slots - 1 - height.flip(1).argmin(1, keepdim=True)  # the last minimum
@@ -150,7 +166,50 @@ def balanced(half, slots, generator):
     return opens.gather(1, (lowest + 2 + at) % (2 * half + 1))
 
 
-def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False, aloud=False, level=1.0):
+def unbalanced(right, half, rand):
+    """Balanced strings of 2 * half (n, 1) brackets, as slots that open (n, slots) -> {one of
+    SHARES: strings that fail in this way (n, slots)}"""
+    n, slots = right.shape
+    at = torch.arange(slots, device=right.device)
+
+    def pick(mask):
+        """One slot of each row in which mask (n, slots) is true -> (n, 1)"""
+        return torch.where(mask, rand(n, slots), -1.0).argmax(1, keepdim=True)
+
+    # Most keep their ends, as either would give them away.
+    keeps_ends = (rand(n, 1) < KEEP_ENDS) & (half > 2)
+    ends = (at == 0) | (at == 2 * half - 1)
+    inside = at < 2 * half
+    free = inside & ~(keeps_ends & ends)
+
+    # shuffled: the slots with the lowest keys open; ends that are kept have the first and the last.
+    key = torch.where(free, rand(n, slots), at - 0.5)
+    key = torch.where(inside, key, 2.0 * slots)
+    shuffled = key.argsort(1).argsort(1) < half
+    # flipped: one bracket is turned; swapped: one that opens and one that closes
+    flip = pick(free)
+    flipped = right.scatter(1, flip, ~right.gather(1, flip))
+    swapped = right.scatter(1, pick(right & free), False)
+    # extra: one more, so that what is behind it moves on
+    extra = pick(at <= 2 * half)
+    moved = right.gather(1, at - (at > extra).long())
+    # biased: each drawn alone; runs: all up to some slot are alike, and the others
+    bias = (1.5 * rand(n, 1) - 0.25).clamp(0, 1)
+    share = (3 * rand(n, 1) - 1).clamp(0, 1)
+    cut = (2 * half * share).long()
+    coin = rand(n, 1) < 1 / 2
+    return {
+        'shuffled': shuffled,
+        'swapped': swapped.scatter(1, pick(~right & free), True),
+        'flipped': flipped,
+        'extra': torch.where(at == extra, coin, moved),
+        'biased': rand(n, slots) < bias,
+        'runs': (at < cut) == coin,
+    }
+
+
+def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False,
+         aloud=False, level=1.0):
     """Even rows are balanced, `low` to `high` brackets long. The odd row after each is not, and is
     as long or one bracket longer.
 
@@ -158,71 +217,31 @@ def draw(n, generator, device, low=2, high=12, kind='mixed', uniform=False, alou
     longer). With runs, the even rows are runs too. uniform=True weights lengths by how many
     balanced strings they have, so that each of those counts alike; otherwise longer ones are drawn
     more often, as many of them are held out. aloud=True asks a random line of the working."""
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=device)
-
-    def pick(mask):
-        """One place of each row where mask (n, slots) is true -> (n, 1)"""
-        return torch.where(mask, rand(n, slots), -1.0).argmax(1, keepdim=True)
-
-    # Lengths. A curriculum starts at length 10, as only brackets over length 6 are held out.
-    pairs = torch.arange(low // 2, high // 2 + 1, device=device)
-    log_catalan = torch.lgamma(2.0 * pairs + 1) - 2 * torch.lgamma(pairs + 1.0)
-    catalan = torch.exp(log_catalan) / (pairs + 1)
-    known = pairs <= 5 + level * (high // 2 - 5)
-    weight = catalan if uniform else pairs.float().square()
-    below = (weight * known).cumsum(0)
-    drawn = torch.searchsorted(below / below[-1], rand(n // 2)).clamp(max=len(pairs) - 1)
-    half = pairs[drawn].repeat_interleave(2)[:, None]  # (n, 1)
+    rand, *_ = dice(n, generator, device, level)
     slots = high + 1
     at = torch.arange(slots, device=device)
+    half = lengths(n, low, high, uniform, level, rand, device)
     share = NESTED if kind == 'mixed' else float(kind == 'runs')
     nested = rand(n // 2, 1).repeat_interleave(2, 0) < share
-    right = torch.where(nested, at < half, balanced(half, slots, generator))
+    right = torch.where(nested, at < half, balanced(half, slots, rand))
+    wrong = unbalanced(right, half, rand)
 
-    # Unbalanced strings. Most keep their ends, as either would give them away.
-    inside = at < 2 * half
-    keeps_ends = (rand(n, 1) < KEEP_ENDS) & (half > 2)
-    ends = (at == 0) | (at == 2 * half - 1)
-    free = inside & ~(keeps_ends & ends)
-    key = torch.where(free, rand(n, slots), at - 0.5)  # the first is below 0, the last above 1
-    key = torch.where(inside, key, 2.0 * slots)
-    flip = pick(free)
-    swapped = right.scatter(1, pick(right & free), False)
-    extra = pick(at <= 2 * half)
-    moved = right.gather(1, (at - (at > extra).long()))  # what is behind it moves on
-    bias = (1.5 * rand(n, 1) - 0.25).clamp(0, 1)
-    cut = (2 * half * (3 * rand(n, 1) - 1).clamp(0, 1)).long()
-    coin = rand(n, 1) < 1 / 2
-    wrong = {
-        'shuffled': key.argsort(1).argsort(1) < half,
-        'swapped': swapped.scatter(1, pick(~right & free), True),
-        'flipped': right.scatter(1, flip, ~right.gather(1, flip)),
-        'extra': torch.where(at == extra, coin, moved),
-        'far': rand(n, slots) < bias,
-        'runs': (at < cut) == coin,
-    }
-    r = rand(n, 1)
-    one_more = rand(n, 1) < 1 / 2
+    # The odd rows fail in one of these ways, and some are one bracket longer.
+    drawn, longer = rand(n, 1), rand(n, 1) < 1 / 2
     if kind == 'odd':
-        r = SAME_LENGTH + (1 - SAME_LENGTH) * r
-        one_more = r > 0
+        drawn = SAME_LENGTH + (1 - SAME_LENGTH) * drawn
+        longer = torch.ones_like(longer)
+    longer_by = {'extra': 1, 'biased': longer, 'runs': longer}
     odd = torch.arange(n, device=device)[:, None] % 2 == 1
-    opens, length, above = right, 2 * half, 0.0
-    for name, share in SHARES.items():
-        chosen = odd & (r >= above) & (r < above + share)
-        if kind in SHARES:
-            chosen = odd & (r >= 0 if kind == name else r < 0)
-        opens = torch.where(chosen, wrong[name], opens)
-        if name == 'extra':
-            length = length + chosen
-        elif name in ('far', 'runs'):
-            length = length + (chosen & one_more)
-        above += share
+    opens, length = right, 2 * half
+    for name, chosen in drawn_kinds(SHARES, drawn, 'mixed' if kind == 'odd' else kind).items():
+        opens = torch.where(chosen & odd, wrong[name], opens)
+        length = length + (chosen & odd) * longer_by.get(name, 0)
 
     q = torch.where(at < length, torch.where(opens, OPEN, CLOSE), REST)
     depth, below = depths(q)
-    as_asked = ((depth[:, -1] == 0) & ~below[:, -1]) == ~odd[:, 0]
+    is_balanced = (depth[:, -1] == 0) & ~below[:, -1]
+    as_asked = is_balanced == ~odd[:, 0]
     if aloud:
         skip = 4 * rand(n, 1).square()  # 0 is likely, or most of the lines would be verdicts
         q = lines_later(q, next_line, skip, 3)
@@ -233,53 +252,43 @@ def of_length(n):
     return dict(low=n, high=n)
 
 
+# Up to length 6 all are trained on (seen_short), and the other splits start at 8.
+SPLITS = {
+    'train': Split('training', 'train'),
+    'val': Split('validation', 'val', dict(low=8, uniform=True)),
+    'val_ood': Split('validation, 60 or 61 brackets', 'far', of_length(60)),
+    'iid': Split('8 to 13 brackets', 'test', dict(low=8, uniform=True)),
+    'seen_short': Split('up to 6, all trained on', 'train', dict(high=6)),
+    'ood_length_14': Split('14 or 15 brackets', 'far', of_length(14)),
+    'ood_length_20': Split('20 or 21 brackets', 'far', of_length(20)),
+    'ood_length_40': Split('40 or 41 brackets', 'far', of_length(40)),
+    'ood_length_100': Split('100 or 101 brackets', 'far', of_length(100)),
+    'odd': Split('9 to 13, odd', 'test', dict(low=8, kind='odd')),
+    'extra_bracket': Split('one too many', 'test', dict(high=40, kind='extra')),
+    'runs': Split('runs, up to 100', 'test', dict(high=100, kind='runs')),
+    'far': Split('far from balanced, up to 100', 'test', dict(high=100, kind='biased')),
+    'wrong_order': Split('equal counts, wrong order', 'test', dict(low=8, kind='shuffled')),
+    'one_swap': Split('one swap from balanced', 'test', dict(low=8, kind='swapped')),
+}
+
 task = Task(
     name='bracket',
     symbols='()',
     example='(()())',
     draw=draw,
-    solve=solve,
-    answer=answer,
-    working=working,
-    next_line=next_line,
+    splits=SPLITS,
+    wishes=('level', 'aloud'),
     paired=True,
     few=few,
+    of_length=of_length,
+    answer=answer,
+    solve=solve,
+    next_line=next_line,
+    working=working,
     so_far=so_far,
-    n_so_far=3,
+    n_labels=3,
+    first_label=99,
     so_far_aloud=True,
     hard=hard,
     shortcuts={'equal counts': equal_counts, 'its ends': fitting_ends, 'even length': even_length},
-    # Up to length 6 all are trained on (seen_short), and the other splits start at 8.
-    splits={
-        'train': {},
-        'val': dict(low=8, uniform=True),
-        'val_ood': dict(low=60, high=60),
-        'iid': dict(low=8, uniform=True),
-        'seen_short': dict(high=6),
-        'ood_length_14': dict(low=14, high=14),
-        'ood_length_20': dict(low=20, high=20),
-        'ood_length_40': dict(low=40, high=40),
-        'ood_length_100': dict(low=100, high=100),
-        'odd': dict(low=8, kind='odd'),
-        'extra_bracket': dict(high=40, kind='extra'),
-        'runs': dict(high=100, kind='runs'),
-        'far': dict(high=100, kind='far'),
-        'wrong_order': dict(low=8, kind='shuffled'),
-        'one_swap': dict(low=8, kind='swapped'),
-    },
-    said={
-        'iid': '8 to 13 brackets',
-        'seen_short': 'up to 6, all trained on',
-        'ood_length_14': '14 or 15 brackets',
-        'ood_length_20': '20 or 21 brackets',
-        'ood_length_40': '40 or 41 brackets',
-        'ood_length_100': '100 or 101 brackets',
-        'odd': '9 to 13, odd',
-        'extra_bracket': 'one too many',
-        'runs': 'runs, up to 100',
-        'far': 'far from balanced, up to 100',
-        'wrong_order': 'equal counts, wrong order',
-        'one_swap': 'one swap from balanced',
-    },
-    of_length=of_length,
 )

@@ -1,6 +1,7 @@
 """
-Remainders with a tool: the model only calls it. The tone = in the place of the first % says that
-the division at hand is to be done; a calculator hears that and plays the remainder in its place.
+Remainders with a calculator: the model only calls it. The tone = in the place of the first % says
+that the division at hand is to be done; a calculator hears that and plays the remainder in its
+place.
 
     9 8 7 % 6 5 % 7      is asked
     9 8 7 = 6 5 % 7      what the model plays: a call
@@ -20,18 +21,19 @@ CALL, = encode('=')
 
 def next_line(q):
     """Rows (B, N) -> the same with a call in the place of the first %, if there is none yet"""
+    is_percent = q == mod.PERCENT
+    first = is_percent & (is_percent.cumsum(1) == 1)
     calls = (q == CALL).any(1, keepdim=True)
-    first = (q == mod.PERCENT) & ((q == mod.PERCENT).cumsum(1) == 1)
     return torch.where(first & ~calls, CALL, q)
 
 
 def tool(text):
     """A line in text -> what the calculator plays in its slots, a row; ValueError if that is no
     call"""
-    parts = re.fullmatch(r'(\d+)=(\d*)((?:%\d*)*)', text)
-    if not parts:
+    call = re.fullmatch(r'(\d+)=(\d*)((?:%\d*)*)', text)
+    if not call:
         raise ValueError
-    a, b, rest = parts.groups()
+    a, b, rest = call.groups()
     row = [mod.NONE]
     if int(b or 0):
         row = encode(mod.working(f'{a}%{b}')[-1] + rest)
@@ -46,18 +48,13 @@ def working(text):
     return lines
 
 
-def draw(n, generator, device, aloud=False, **wishes):
-    """As mod's. All lines that are heard are such questions."""
-    return mod.draw(n, generator, device, **wishes)
-
-
 task = mod.task._replace(
     name='calculator',
-    draw=draw,
+    wishes=(),  # all lines that are heard are questions
     working=working,
     next_line=next_line,
-    tool=tool,
+    between='lab.calculator:answer_calls',
     so_far=None,
-    n_so_far=0,
+    n_labels=0,
     hard=None,
 )

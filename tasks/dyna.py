@@ -1,10 +1,10 @@
 """
-What stands at 2, when 1 to 3 of DJAGE are turned around, and then all goes left by 2?
+What stands at 2, when 1 to 3 of DJAGE are reversed, and then all goes left by 2?
 
     D J A G E n 1 3 ^ 2 ? 2  ->  . . . . . . . . . . . E
 
-The letters stand at 0, 1, 2, ... Operations: & i j swaps two; ^ k turns all to the left by k, | k
-to the right; n i j turns i to j around. Asked is what stands at a place, or where a letter stands.
+The letters stand at 0, 1, 2, ... Operations: & i j swaps two; ^ k rotates all to the left by k,
+| k to the right; n i j reverses i to j. Asked is what stands at a place, or where a letter stands.
 Aloud, a line of working carries out the first operation:
 
     D J A G E n 1 3 ^ 2 ? 2
@@ -15,15 +15,19 @@ Aloud, a line of working carries out the first operation:
 import re
 
 import torch
+import torch.nn.functional as F
 
 from tasks.task import (
     REST,
+    Split,
     Task,
     close_gaps,
     constant,
     dice,
     encode,
+    exactly,
     first_slot,
+    last_line,
     last_slot,
     letters,
     lines_later,
@@ -31,7 +35,7 @@ from tasks.task import (
     symbol_at,
 )
 
-ZERO, NINE, ASK, SWAP, LEFT, RIGHT, TURN, A, J = encode('09?&^|nAJ')
+ZERO, NINE, ASK, SWAP, LEFT, RIGHT, REVERSE, A, J = encode('09?&^|nAJ')
 QUESTION = re.compile(r'([A-J]+)((?:[&n]\d\d|[\^|]\d)*)\?([A-J\d])')
 OPERATION = re.compile(r'([&n])(\d)(\d)|([\^|])(\d)')
 
@@ -98,21 +102,23 @@ def next_line(q):
     """Rows (B, N) -> the next line of working (B, N); what is finished stays as it is"""
     at = torch.arange(q.shape[1], device=q.device)
     size = size_of(q).clamp(min=1)
-    op_at = first_slot((q == SWAP) | (q == LEFT) | (q == RIGHT) | (q == TURN))
+    op_at = first_slot((q == SWAP) | (q == LEFT) | (q == RIGHT) | (q == REVERSE))
     op = symbol_at(q, op_at)
+    rotates = (op == LEFT) | (op == RIGHT)
     i = symbol_at(q, op_at + 1) - ZERO
-    turns = (op == LEFT) | (op == RIGHT)
-    j = torch.where(turns, i, symbol_at(q, op_at + 2) - ZERO)
+    j = torch.where(rotates, i, symbol_at(q, op_at + 2) - ZERO)
 
+    # From which place the first operation takes the letter of each
     source = torch.where(at == i, j, torch.where(at == j, i, at))
     source = torch.where(op == LEFT, (at + i) % size, source)
     source = torch.where(op == RIGHT, (at - i) % size, source)
-    inside = (at >= i) & (at <= j)
-    source = torch.where(op == TURN, torch.where(inside, i + j - at, at), source)
+    within = (at >= i) & (at <= j)
+    source = torch.where(op == REVERSE, torch.where(within, i + j - at, at), source)
     moved = torch.where(at < size, symbol_at(q, source), q)
-    used = (at >= op_at) & (at <= op_at + torch.where(turns, 1, 2))
+    used = (at >= op_at) & (at <= op_at + torch.where(rotates, 1, 2))
     line = torch.where(used, REST, moved)
 
+    # If there is no operation left, the answer: where a letter stands, or what stands at a place
     asked = symbol_at(q, last_slot(q))
     where = first_slot((q == asked) & (at < size)) + ZERO
     is_place = (asked >= ZERO) & (asked <= NINE)
@@ -136,81 +142,85 @@ def so_far(q):
 
 
 def answer(q):
-    line = q
-    for _ in range(q.shape[1] // 2):  # no operation takes fewer slots
-        line = next_line(line)
-    return line
+    return last_line(q, next_line, q.shape[1] // 2)  # no operation takes fewer slots
 
 
-def draw(n, generator, device, state=(5, 8), ops=(1, 4), kind='plain', aloud=False, level=1.0):
+def random_operations(size, most, index):
+    """For states of so many letters (n, 1), operations as symbols (n, most, 3)"""
+    shape = len(size), most
+    known = constant((SWAP, LEFT, RIGHT, REVERSE), size.device)
+    op = known[index(4, *shape)]
+    # Two places that differ, the lower one first
+    i = index(size, *shape)
+    j = index(size - 1, *shape)
+    j = j + (j >= i)
+    i, j = i.minimum(j), i.maximum(j)
+    # Or by how much to rotate
+    rotates = (op == LEFT) | (op == RIGHT)
+    i = torch.where(rotates, 1 + index(size - 1, *shape), i)
+    j = torch.where(rotates, REST, ZERO + j)
+    return torch.stack([op, ZERO + i, j], 2)
+
+
+def draw(n, generator, device, state=(5, 8), ops=(1, 4), kind='plain',
+         aloud=False, level=1.0):
     """States of so many letters and so many operations, (lowest, highest). kind='moved': those in
     which no operation at all would give another answer. aloud=True asks a random line of the
     working."""
-    rand, between = dice(n, generator, device, level)
-
-    size, n_ops = between(*state, 1), between(*ops, 1)
+    rand, index, integers = dice(n, generator, device, level)
+    size, n_ops = integers(*state, 1), integers(*ops, 1)
     order = letters(n, generator, device)[:, :state[1]]
-    at = torch.arange(state[1], device=device)
-    known = constant((SWAP, LEFT, RIGHT, TURN), device)
-    op = known[(4 * rand(n, ops[1])).long()]
-    turns = (op == LEFT) | (op == RIGHT)
-    i = (rand(n, ops[1]) * size).long()
-    j = (rand(n, ops[1]) * (size - 1)).long()
-    j = j + (j >= i)
-    i, j = i.minimum(j), i.maximum(j)
-    i = torch.where(turns, 1 + (rand(n, ops[1]) * (size - 1)).long(), i)
-    each = torch.stack([op, ZERO + i, torch.where(turns, REST, ZERO + j)], 2)
+    each = random_operations(size, ops[1], index)
     exists = torch.arange(ops[1], device=device) < n_ops
-    each = torch.where(exists[:, :, None], each, REST).flatten(1)
+    each = torch.where(exists[:, :, None], each, REST)
 
-    place = (rand(n, 1) * size).long()
-    asked = torch.where(rand(n, 1) < 1 / 2, ZERO + place, order.gather(1, place))
+    place = index(size, n, 1)
+    is_place = rand(n, 1) < 1 / 2
+    asked = torch.where(is_place, ZERO + place, order.gather(1, place))
+    query = F.pad(asked, (1, 0), value=ASK)
+    at = torch.arange(state[1], device=device)
     order = torch.where(at < size, order, REST)
-    q = torch.cat([order, each, torch.full_like(asked, ASK), asked], 1)
+    q = torch.cat([order, each.flatten(1), query], 1)
     q = close_gaps(q, q.shape[1])
 
     as_asked = torch.ones(n, dtype=torch.bool, device=device)
     if kind == 'moved':
-        still = torch.cat([order, torch.full_like(asked, ASK), asked], 1)
-        still = next_line(close_gaps(still, still.shape[1]))
-        as_asked = answer(q).amax(1) != still.amax(1)
+        unmoved = torch.cat([order, query], 1)
+        unmoved = next_line(close_gaps(unmoved, unmoved.shape[1]))
+        as_asked = answer(q).amax(1) != unmoved.amax(1)
     if aloud:
-        skip = (rand(n, 1) * (n_ops + 2)).long()
+        skip = index(n_ops + 2, n, 1)
         q = lines_later(q, next_line, skip, ops[1] + 1)
     return q, as_asked
 
+
+SPLITS = {
+    'train': Split('training', 'train'),
+    'val': Split('validation', 'val'),
+    'val_ood': Split('validation, 8 operations', 'far', exactly(ops=8)),
+    'iid': Split('1 to 4 operations, 5 to 8 letters', 'test'),
+    'moved': Split('the state matters', 'test', dict(kind='moved')),
+    'ood_ops_6': Split('6 operations', 'far', exactly(ops=6)),
+    'ood_ops_12': Split('12 operations', 'far', exactly(ops=12)),
+    'ood_ops_50': Split('50 operations', 'far', exactly(ops=50)),
+    'ood_state_10': Split('10 letters', 'far', exactly(state=10)),
+}
 
 task = Task(
     name='dyna',
     symbols='ABCDEFGHIJ0123456789?&^|n',
     example='DJAGEn13^2?2',
     draw=draw,
+    splits=SPLITS,
+    wishes=('level', 'aloud'),
+    levels=('iid', 'ood_ops_6', 'ood_ops_12'),
     answer=answer,
     solve=solve,
-    working=working,
     next_line=next_line,
+    working=working,
     so_far=so_far,
-    n_so_far=10,
+    n_labels=10,
+    first_label=102,
     so_far_aloud=True,
     shortcuts={'the state unchanged': untouched, 'the last operation': last_operation},
-    splits={
-        'train': {},
-        'val': {},
-        'val_ood': dict(ops=(8, 8)),
-        'iid': {},
-        'moved': dict(kind='moved'),
-        'ood_ops_6': dict(ops=(6, 6)),
-        'ood_ops_12': dict(ops=(12, 12)),
-        'ood_ops_50': dict(ops=(50, 50)),
-        'ood_state_10': dict(state=(10, 10)),
-    },
-    said={
-        'iid': '1 to 4 operations, 5 to 8 letters',
-        'moved': 'the state matters',
-        'ood_ops_6': '6 operations',
-        'ood_ops_12': '12 operations',
-        'ood_ops_50': '50 operations',
-        'ood_state_10': '10 letters',
-    },
-    levels=('iid', 'ood_ops_6', 'ood_ops_12'),
 )

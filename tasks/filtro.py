@@ -20,11 +20,14 @@ import torch.nn.functional as F
 
 from tasks.task import (
     REST,
+    Split,
     Task,
     close_gaps,
     dice,
     encode,
+    exactly,
     first_slot,
+    last_line,
     last_slot,
     letters,
     lines_later,
@@ -35,6 +38,7 @@ from tasks.task import (
 
 ZERO, NINE, TO, ASK, A, J, NONE = encode('09>?AJX')
 ENDS = 0.25  # share of the training questions whose path ends too soon
+ORDERS = 'random', 'alternating', 'blocked'
 QUESTION = re.compile(r'((?:[A-J]>[A-J]|\d>\d)+)\?([A-J\d])([1-9])')
 
 
@@ -90,109 +94,110 @@ def next_line(q):
 
 
 def answer(q):
-    line = q
-    for _ in range(9):
-        line = next_line(line)
-    return line
+    return last_line(q, next_line, 9)  # no path is longer
 
 
-def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5), order='any', kind='plain',
-         aloud=False, level=1.0):
+# --- drawing ---
+
+def path(nodes, count, most):
+    """Nodes (n, 10) -> edges from each to the next (n, most, 3), count (n, 1) of which are there"""
+    begin, end = nodes[:, :most], nodes[:, 1:most + 1]
+    each = torch.stack([begin, torch.full_like(begin, TO), end], 2)
+    there = torch.arange(most, device=nodes.device) < count
+    return torch.where(there[:, :, None], each, REST)
+
+
+def in_order(order, asked, other, rand):
+    """Edges of two graphs, (n, E, 3) and (n, O, 3) -> both in an order, (n, 3 * (E + O)). Each edge
+    has a random key, and stands where this ranks among all keys."""
+    n, E = asked.shape[:2]
+    random = rand(n, E + other.shape[1])
+    # Each edge's rank among those of its own graph
+    ours = random[:, :E].argsort(1).argsort(1)
+    others = random[:, E:].argsort(1).argsort(1)
+    first = (rand(n, 1) < 1 / 2).long()  # which graph begins
+    alternating = torch.cat([2 * ours + first, 2 * others + 1 - first], 1)
+    blocked = torch.cat([ours + 100 * first, others + 100 * (1 - first)], 1)
+    drawn = 3 * rand(n, 1)
+    if order != 'any':
+        drawn = 0 * drawn + ORDERS.index(order)
+    keys = torch.where(drawn < 2, alternating, blocked)
+    keys = torch.where(drawn < 1, random, keys)
+    edges = torch.cat([asked, other], 1)
+    source = keys.argsort(1)[:, :, None].expand_as(edges)
+    return edges.gather(1, source).flatten(1)
+
+
+def draw(n, generator, device, hops=(1, 3), edges=(3, 5), noise=(3, 5),
+         order='any', kind='plain', aloud=False, level=1.0):
     """Paths of so many edges, (lowest, highest), and as many of the other graph as noise says.
 
     order: how the two are mixed: random, alternating, blocked (one behind the other), or any of
     these. kind='not_last': where the last edge of the graph does not lead to the answer.
     aloud=True asks a random line of the working."""
-    rand, between = dice(n, generator, device, level)
-
-    def path(nodes, count, most):
-        """Nodes (n, 10) -> edges from each to the next, (n, most, 3), of which `count` are there"""
-        each = torch.stack([nodes[:, :most], torch.full_like(nodes[:, :most], TO),
-                            nodes[:, 1:most + 1]], 2)
-        there = torch.arange(most, device=device) < count
-        return torch.where(there[:, :, None], each, REST)
-
-    n_hops = between(*hops, 1)
-    n_edges = between(*edges, 1).maximum(n_hops)
+    rand, index, integers = dice(n, generator, device, level)
+    n_hops = integers(*hops, 1)
+    n_edges = integers(*edges, 1).maximum(n_hops)
     names = letters(n, generator, device)
     digits = ZERO + rand(n, 10).argsort(1)
-    swap = rand(n, 1) < 1 / 2  # which graph is asked
+    swap = rand(n, 1) < 1 / 2  # is the graph of digits asked?
     nodes = torch.where(swap, digits, names)
-    start = (rand(n, 1) * (n_edges - n_hops + 1)).long()
+
+    # Where to begin, and how many steps to ask: too many where the path is to end too soon
+    start = index(n_edges - n_hops + 1, n, 1)
     ends = rand(n, 1) < {'mixed': ENDS, 'ends': 1.0}.get(kind, 0.0)
     start = torch.where(ends, n_edges - n_hops, start)
     too_many = randint(n_hops + 1, torch.full_like(n_hops, NINE - ZERO), generator)
     count = torch.where(ends, too_many, n_hops)
-    most = max(edges[1], hops[1])
-    asked = path(nodes, n_edges, most)
-    other = path(torch.where(swap, names, digits), between(*noise, 1), noise[1])
 
-    # The order: each edge has a key, and those of a graph a rank among themselves.
-    keys = rand(n, most + noise[1])
-    ranks = [keys[:, :most].argsort(1).argsort(1), keys[:, most:].argsort(1).argsort(1)]
-    first = (rand(n, 1) < 1 / 2).long()
-    alternating = torch.cat([2 * ranks[0] + first, 2 * ranks[1] + 1 - first], 1)
-    blocked = torch.cat([ranks[0] + 100 * first, ranks[1] + 100 * (1 - first)], 1)
-    which = 3 * rand(n, 1)
-    which = {'random': 0 * which, 'alternating': 0 * which + 1, 'blocked': 0 * which + 2,
-             'any': which}[order]
-    keys = torch.where(which < 1, keys, torch.where(which < 2, alternating, blocked))
-    all_edges = torch.cat([asked, other], 1)
-    turn = keys.argsort(1)[:, :, None].expand_as(all_edges)
-    rows = all_edges.gather(1, turn).flatten(1)
-    query = [torch.full_like(start, ASK), nodes.gather(1, start), ZERO + count]
-    q = torch.cat([rows, *query], 1)
+    asked = path(nodes, n_edges, max(edges[1], hops[1]))
+    other = path(torch.where(swap, names, digits), integers(*noise, 1), noise[1])
+    rows = in_order(order, asked, other, rand)
+    asks = torch.full_like(start, ASK)
+    q = torch.cat([rows, asks, nodes.gather(1, start), ZERO + count], 1)
     q = close_gaps(q, q.shape[1])
 
     as_asked = torch.ones(n, dtype=torch.bool, device=device)
     if kind == 'not_last':
         is_letter = (rows >= A) & (rows <= J)
-        of_asked = torch.where(swap, ~is_letter, is_letter) & (rows != TO) & (rows != REST)
+        is_node = (rows != TO) & (rows != REST)
+        of_asked = torch.where(swap, ~is_letter, is_letter) & is_node
         last = last_slot(torch.where(of_asked, rows, REST))
         as_asked = symbol_at(rows, last)[:, 0] != answer(q).amax(1)
     if aloud:
-        skip = (rand(n, 1) * (n_hops + ends + 1)).long()
+        skip = index(n_hops + ends + 1, n, 1)
         q = lines_later(q, next_line, skip, hops[1] + 1)
     return q, as_asked
 
+
+SPLITS = {
+    'train': Split('training', 'train', dict(kind='mixed')),
+    'val': Split('validation', 'val'),
+    'val_ood': Split('validation, 4 steps', 'far', exactly(hops=4, edges=5)),
+    'iid': Split('1 to 3 steps', 'test'),
+    'not_last': Split('not the last edge', 'test', dict(kind='not_last', hops=(2, 3))),
+    'ends': Split('the path ends', 'test', dict(kind='ends')),
+    'random': Split('in random order', 'test', dict(order='random')),
+    'alternating': Split('alternating', 'test', dict(order='alternating')),
+    'blocked': Split('one behind the other', 'test', dict(order='blocked')),
+    'ood_hops_5': Split('5 steps', 'far', exactly(hops=5, edges=5)),
+    'ood_hops_8': Split('8 steps', 'far', exactly(hops=8, edges=8)),
+    'ood_edges_8': Split('8 edges', 'far', exactly(edges=8)),
+    'ood_noise_9': Split('9 edges of noise', 'far', exactly(noise=9)),
+}
 
 task = Task(
     name='filtro',
     symbols='ABCDEFGHIJ0123456789>?',
     example='F>E5>7E>H8>5?F2',
     draw=draw,
+    splits=SPLITS,
+    wishes=('level', 'aloud'),
+    levels=('iid', 'ood_hops_5', 'ood_hops_8'),
     answer=answer,
     solve=solve,
-    working=working,
     next_line=next_line,
+    working=working,
     hides=True,
     shortcuts={'one step': one_step, 'the last edge': last_edge},
-    splits={
-        'train': dict(kind='mixed'),
-        'val': {},
-        'val_ood': dict(hops=(4, 4), edges=(5, 5)),
-        'iid': {},
-        'not_last': dict(kind='not_last', hops=(2, 3)),
-        'ends': dict(kind='ends'),
-        'random': dict(order='random'),
-        'alternating': dict(order='alternating'),
-        'blocked': dict(order='blocked'),
-        'ood_hops_5': dict(hops=(5, 5), edges=(5, 5)),
-        'ood_hops_8': dict(hops=(8, 8), edges=(8, 8)),
-        'ood_edges_8': dict(edges=(8, 8)),
-        'ood_noise_9': dict(noise=(9, 9)),
-    },
-    said={
-        'iid': '1 to 3 steps',
-        'not_last': 'not the last edge',
-        'ends': 'the path ends',
-        'random': 'in random order',
-        'alternating': 'alternating',
-        'blocked': 'one behind the other',
-        'ood_hops_5': '5 steps',
-        'ood_hops_8': '8 steps',
-        'ood_edges_8': '8 edges',
-        'ood_noise_9': '9 edges of noise',
-    },
-    levels=('iid', 'ood_hops_5', 'ood_hops_8'),
 )

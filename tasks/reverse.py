@@ -28,9 +28,9 @@ task = Task(
     symbols=LETTERS,
     example='ABC',
     draw=mirror.draw,
+    splits=mirror.SPLITS,
+    wishes=('level', 'mixed_symbols'),
     answer=answer,
     solve=solve,
     source=source,
-    splits=mirror.task.splits,
-    said=mirror.task.said,
 )

@@ -33,6 +33,64 @@ def decode(row):
     return text
 
 
+# --- what a task is ---
+
+class Split(NamedTuple):
+    """Questions of one kind, and which of them may be drawn. A hash of its symbols puts each
+    question into one of the buckets train, val and test. Questions that training cannot draw need
+    not be held out: the bucket of their split is called far, and all of them may be drawn."""
+    said: str             # in words, for pictures
+    bucket: str           # train, val, test or far
+    arguments: dict = {}  # of the task's draw
+
+
+class Task(NamedTuple):
+    """All that is particular to one task; README.md in this folder explains it with an example.
+
+    draw(n, generator, device, **arguments) -> questions (n, N), and which are as asked (n,).
+    """
+    name: str
+    symbols: str              # a typed question belongs to the task in whose symbols it is written
+    example: str              # a question
+    draw: Callable
+    splits: dict              # name -> Split: train, val, val_ood, iid, and others that are asked
+    answer: Callable          # (B, N) -> (B, N), at once
+    solve: Callable           # text -> text; ValueError if it is no question of this task
+    slots: Callable = len     # question in text -> slots that it and its answer take
+
+    # Training may draw more than the splits say: what of this has draw as parameters?
+    #   level: 0 to 1, how far the difficulty has risen
+    #   aloud: whether lines of working are asked, too
+    #   pairs: whether two rows each end alike, to take each other's place when something is hidden
+    #   mixed_symbols: what share of the symbols is drawn from those of all tasks
+    wishes: tuple = ()
+    paired: bool = False      # draw gives pairs of rows, which are kept or dropped together
+    few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
+    of_length: Callable = None  # length -> arguments of draw, to find out where it breaks
+    levels: tuple = ()        # splits that are easy, medium and hard
+
+    # If it is worked out aloud, both of these
+    next_line: Callable = None  # (B, N) -> (B, N), one line of working; the last stays as it is
+    working: Callable = None  # text -> all lines of working
+    between: str = ''         # 'module:function', waves -> waves, that is called between two lines
+
+    # If each tone of the answer is that of one slot of the question: which one, (B, N) -> (B, N)
+    source: Callable = None
+    hides: bool = False       # most of an answer is copied, and can be hidden in training
+
+    # Labels for what a question comes to so far, if they are taught
+    so_far: Callable = None   # (B, N) -> (B, N) from 0 at each slot; -1: unknown
+    n_labels: int = 0         # how many there are
+    first_label: int = 0      # the model's number for the first; no two tasks share one
+    so_far_aloud: bool = False  # they are taught when it is worked out aloud, too
+
+    # For those who look at results
+    hard: Callable = None     # a question or line in text -> dict of what is hard about it
+    shortcuts: dict = {}      # what a sceptic would try -> text -> text
+
+
+# --- drawing ---
+
 def randint(low, high, generator):
     """Tensors (n,) of bounds, both included, the upper one perhaps fractional -> integers (n,)"""
     dtype = torch.float32 if low.is_mps else torch.float64  # Apple's GPUs have no doubles
@@ -40,20 +98,54 @@ def randint(low, high, generator):
     return low + (r * (high.floor() - low + 1)).long()
 
 
-# --- drawing, and rows, for the tasks ---
-
 def dice(n, generator, device, level):
-    """-> rand(*shape), numbers from 0 to 1; between(low, high, *shape), integers for n questions,
-    (n, *shape), from low to high as far as the level has risen"""
+    """Random numbers for n questions -> three functions: rand(*shape), from 0 to 1; index(size,
+    *shape), an integer under `size`; integers(low, high, *shape), which have the shape (n, *shape)
+    and go from low to high as far as the level of difficulty has risen"""
     def rand(*shape):
         return torch.rand(*shape, generator=generator, device=device)
 
-    def between(low, high, *shape):
+    def index(size, *shape):
+        return (rand(*shape) * size).long()
+
+    def integers(low, high, *shape):
         low = torch.full((n, *shape), low, device=device)
         return randint(low, low + level * (high - low), generator)
 
-    return rand, between
+    return rand, index, integers
 
+
+def exactly(**counts):
+    """Arguments of draw, where it takes (lowest, highest): so many of each, no more, no fewer"""
+    return {name: (count, count) for name, count in counts.items()}
+
+
+def letters(n, generator, device):
+    """n rows of the ten letters that are trained on, in random order (n, 10)"""
+    key = torch.rand(n, 10, generator=generator, device=device)
+    order = key.argsort(1)
+    return encode('A')[0] + order + (order >= 5)  # K is left out
+
+
+def drawn_kinds(shares, drawn, kind):
+    """{kind: share} and random numbers from 0 to 1 of any shape -> {kind: which questions are of
+    it}: all of them, if it is the kind that is named, or as the shares say if that is 'mixed'"""
+    is_kind, above = {}, 0.0
+    for name, share in shares.items():
+        is_kind[name] = torch.full_like(drawn, name == kind, dtype=torch.bool)
+        if kind == 'mixed':
+            is_kind[name] = (drawn >= above) & (drawn < above + share)
+        above += share
+    return is_kind
+
+
+@functools.cache
+def constant(values, device):
+    """Nested tuples -> a tensor, made once: a CUDA graph cannot make one"""
+    return torch.tensor(values, device=device)
+
+
+# --- lines of working ---
 
 def lines_later(q, next_line, skip, most):
     """Rows (B, N) -> the lines of working that come so many lines later, skip (B, 1), at most
@@ -63,21 +155,27 @@ def lines_later(q, next_line, skip, most):
     return q
 
 
-@functools.cache
-def constant(values, device):
-    """Nested tuples -> a tensor, made once: a CUDA graph cannot make one"""
-    return torch.tensor(values, device=device)
+def last_line(q, next_line, most):
+    """Rows (B, N) -> the last lines of their working, which has at most so many"""
+    for _ in range(most):
+        q = next_line(q)
+    return q
 
 
-def letters(n, generator, device):
-    """n rows of the ten letters that are trained on, in random order (n, 10)"""
-    order = torch.rand(n, 10, generator=generator, device=device).argsort(1)
-    return encode('A')[0] + order + (order >= 5)  # K is left out
+def in_their_slots(q, next_line):
+    """Rows (B, N) with pauses anywhere -> their next lines, in the slots in which they sound"""
+    sounds = q != REST
+    line = next_line(close_gaps(q, q.shape[1]))
+    rank = (sounds.cumsum(1) - 1).clamp(min=0)
+    return torch.where(sounds, line.gather(1, rank), REST)
 
+
+# --- rows of slots ---
 
 def close_gaps(q, slots):
     """Rows (B, N) -> what sounds in them, one slot after another, (B, slots)"""
-    return q.gather(1, (q == REST).long().argsort(stable=True, dim=1))[:, :slots]
+    order = (q == REST).long().argsort(stable=True, dim=1)  # what sounds, then the rest
+    return q.gather(1, order)[:, :slots]
 
 
 def last_slot(q):
@@ -101,36 +199,5 @@ def first_slot(mask):
 def symbol_at(q, slot):
     """Rows (B, N), slots (B, any) -> the symbols there, REST beyond the ends"""
     inside = (slot >= 0) & (slot < q.shape[1])
-    return torch.where(inside, q.gather(1, slot.clamp(0, q.shape[1] - 1)), REST)
-
-
-class Task(NamedTuple):
-    """All that is particular to one task.
-
-    draw(n, generator, device, **split) -> questions (n, N) and which of them are as asked (n,).
-    train.py also gives it those of these that it has as parameters: level (0 to 1, how far the
-    difficulty of training has risen), aloud, pairs and mixed_symbols (see train.py).
-    """
-    name: str
-    symbols: str              # a typed question belongs to the task in whose symbols it is written
-    example: str
-    draw: Callable
-    splits: dict              # name -> arguments of draw: train, val, val_ood, iid, ...
-    answer: Callable          # (B, N) -> (B, N), at once
-    solve: Callable           # text -> text; ValueError if it is no question of this task
-    working: Callable = None  # text -> lines of working, if the task can be worked out aloud
-    next_line: Callable = None  # (B, N) -> (B, N), one line of working
-    paired: bool = False      # draw gives pairs of rows, which are kept or dropped together
-    few: Callable = None      # (B, N) -> (B,) which questions are too few to hold out
-    source: Callable = None   # (B, N) -> (B, N) if each tone is that of another slot: which one
-    tool: Callable = None     # a line in text -> a row that is played instead; ValueError: no call
-    hides: bool = False       # most of an answer is copied, and can be hidden (losses.py: Hiding)
-    so_far: Callable = None   # (B, N) -> (B, N) what it would come to at each slot; -1: unknown
-    n_so_far: int = 0         # how many such labels there are
-    so_far_aloud: bool = False  # the labels are taught when it is worked out aloud, too
-    hard: Callable = None     # a question or line in text -> dict of what is hard about it
-    shortcuts: dict = {}      # what a sceptic would try -> text -> text
-    said: dict = {}           # splits in words, for pictures
-    slots: Callable = len     # question in text -> slots that it and its answer take
-    levels: tuple = ()        # splits that are easy, medium and hard, for ask.py and summaries
-    of_length: Callable = None  # length -> arguments of draw, to find out where it breaks
+    found = q.gather(1, slot.clamp(0, q.shape[1] - 1))
+    return torch.where(inside, found, REST)

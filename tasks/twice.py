@@ -10,8 +10,9 @@ from tasks import mirror
 from tasks.task import LETTERS, REST, Task
 
 
-def draw(n, generator, device, low=3, high=10, unseen=False, mixed_symbols=0.0, level=1.0):
-    q, fits = mirror.draw(n, generator, device, low, high, unseen, mixed_symbols, level)
+def draw(n, generator, device, high=10, **arguments):
+    """As mirror's, with room for the letters once more"""
+    q, fits = mirror.draw(n, generator, device, high=high, **arguments)
     return F.pad(q, (0, high), value=REST), fits
 
 
@@ -39,10 +40,10 @@ task = Task(
     symbols=LETTERS,
     example='ABC',
     draw=draw,
+    splits=mirror.SPLITS,
+    wishes=('level', 'mixed_symbols'),
     answer=answer,
     solve=solve,
     slots=slots,
     source=source,
-    splits=mirror.task.splits,
-    said=mirror.task.said,
 )
