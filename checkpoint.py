@@ -31,24 +31,24 @@ WEIGHTS = 'model.safetensors'
 
 def path_from(out_dir, init_from):
     """Where the checkpoint lies that is asked for; ValueError if there is none"""
-    last = os.path.join(out_dir, 'ckpt.pt')
-    in_folder = [os.path.join(out_dir, name) for name in ('best.pt', WEIGHTS)]
-    paths = {'out_dir': [*in_folder, last], 'resume': [last], 'release': [RELEASE]}
     if init_from.startswith('hf:'):
         return download(init_from[3:])
-    if init_from.endswith(('.pt', '.safetensors')):
-        paths[init_from] = [init_from]
-    if init_from not in paths:
-        if os.path.isdir(init_from):
-            return path_from(init_from, 'out_dir')
+    in_folder = {'out_dir': ('best.pt', WEIGHTS, 'ckpt.pt'), 'resume': ('ckpt.pt',)}
+    names = in_folder.get(init_from, in_folder['out_dir'])
+    folder = out_dir if init_from in in_folder else init_from
+    paths = [os.path.join(folder, name) for name in names]
+    if init_from == 'release':
+        paths = [RELEASE]
+    elif init_from.endswith(('.pt', '.safetensors')):
+        paths = [init_from]
+    elif not os.path.isdir(folder) and init_from not in in_folder:
         raise ValueError(f"there is no {init_from}; init_from is release, a folder, a file (.pt or "
                          ".safetensors) or hf:user/name")
-    found = [path for path in paths[init_from] if os.path.exists(path)]
+    found = [path for path in paths if os.path.exists(path)]
     if not found:
-        hint = "leave out --init_from=resume"
-        if init_from != 'resume':
-            hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
-        raise ValueError(f"there is no {paths[init_from][-1]}; {hint}")
+        hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
+        hint = "leave out --init_from=resume" if init_from == 'resume' else hint
+        raise ValueError(f"there is no {paths[-1]}; {hint}")
     return found[0]
 
 
@@ -128,21 +128,21 @@ def results_of(out_dir, init_from):
 def extended(model, config):
     """A model, made for fewer symbols and labels or without halting -> the same for a config"""
     new = MiniJMamba(config).to(model.start.device)
-    weights, more = model.state_dict(), new.state_dict()
-    for name in ('logits.weight', 'logits.bias', 'so_far.weight', 'so_far.bias'):
-        old = weights[name]
-        weights[name] = more[name].clone()
-        weights[name][:len(old)] = old
-        if 'logits' in name:  # the last one stands for no symbol
-            weights[name][len(old) - 1] = more[name][len(old) - 1]
+    weights = new.state_dict()
+    for name, old in model.state_dict().items():
+        if name.startswith('logits.'):  # the last one stands for no symbol
             weights[name][-1] = old[-1]
-    new.load_state_dict({key: weights.get(key, more[key]) for key in more})
+            old = old[:-1]
+        weights[name][:len(old)] = old
     return new
 
 
 def write_weights(checkpoint, path):
     """A checkpoint's weights in half precision, and in the header how they were made"""
-    from safetensors.torch import save
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise ValueError("safetensors is missing: pip install safetensors") from None
     of_training = 'model', 'optimizer', 'generator', 'turns', 'wrong', 'to_validate'
     header = {key: value for key, value in checkpoint.items() if key not in of_training}
     weights = {key: x.half().contiguous() for key, x in checkpoint['model'].items()}
@@ -155,8 +155,6 @@ if __name__ == '__main__':
         path = path or os.path.join(out_dir, WEIGHTS)
         write_weights(load_checkpoint(out_dir, init_from=init_from)[1], path)
         print(f"wrote {path}, {os.path.getsize(path):,} bytes")
-    except ImportError:
-        fail("safetensors is missing: pip install safetensors")
     except ValueError as e:
         fail(e)
     except OSError as e:

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
-from prepare import Rhythm, split_batches
+from prepare import split_batches
 from tasks import TASKS, decode, taken
 from think import conversation
 from transcribe import transcribe
@@ -73,14 +74,15 @@ def ask(model, task, split, b, think, door, on_mistake, how):
     question, lengths = b.question, b.lengths
     if door:
         question, lengths = door(question, lengths)
-    answers, heard = [], {}
-    for k, (answer, passes) in enumerate(conversation(model, question, lengths, think, **how), 1):
+    answers, heard, k = [], {}, 0
+    for answer, passes in conversation(model, question, lengths, think, **how):
+        k += 1
         if k in PASSES or on_mistake:
             heard[k] = transcribe(answer)
-        if on_mistake:
-            answers.append(answer)
+        answers = [*answers, answer] if on_mistake else [answer]
     if k not in heard:
         heard[k] = transcribe(answer)
+    passes = passes.tolist()
 
     rows = []
     for i in range(len(asked)):
@@ -90,11 +92,9 @@ def ask(model, task, split, b, think, door, on_mistake, how):
             mistake = {'task': task, 'split': split, 'asked': asked[i], 'wanted': wanted[i],
                        'heard': mine[k]}
         if mistake and on_mistake:
-            one = slice(i, i + 1)
-            rhythm = Rhythm(*[t[one] for t in b.rhythm])
-            one_row = b._replace(question=b.question[one], lengths=b.lengths[one], rhythm=rhythm)
-            on_mistake(mistake, one_row, [sound[one] for sound in answers], list(mine.values()))
-        rows.append(Asked(asked[i], wanted[i], mine, itself[i], int(passes[i]), mistake))
+            one_row = tree_map(lambda t: t[i:i + 1], (b, *answers))  # noqa: B023
+            on_mistake(mistake, one_row[0], one_row[1:], list(mine.values()))
+        rows.append(Asked(asked[i], wanted[i], mine, itself[i], passes[i], mistake))
     return rows
 
 

@@ -38,7 +38,6 @@ device = 'auto'         # auto, cpu, cuda, mps
 config = configure(globals())
 
 # isort: split
-import html
 import os
 import shlex
 import shutil
@@ -57,8 +56,9 @@ from audio.listen import WAIT, answers_to, first_question, skip, with_room, with
 from audio.tune import prepared
 from checkpoint import load_checkpoint, results_of
 from exam import between_of
+from lab.album import album, section
 from lab.figures import spectrogram
-from prepare import SAMPLE_RATE, play_text, split_batches
+from prepare import play_text, split_batches
 from system import claim, clear, pick_device, write_text, write_whole
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import conversation
@@ -131,12 +131,12 @@ def answers_of(model, wave):
     sounds = {}
     question = prepared(wave[None].to(model.start.device))
     thought = conversation(model, *question, think if aloud else 1, between)
-    for k, (answer, passes) in enumerate(tqdm(thought, unit='pass', delay=2, leave=False,
-                                              disable=None), 1):
+    thought = tqdm(thought, unit='pass', delay=2, leave=False, disable=None)
+    for k, (answer, passes) in enumerate(thought, 1):
         sounds[k] = answer[0].cpu()
         if len(sounds) > MOST_PASSES:
             sounds = dict(list(sounds.items())[::2])
-    n = max(1, int(passes))  # the last pass may only repeat the answer
+        n = max(1, int(passes))  # the last pass may only repeat the answer
     sounds = {j: sound for j, sound in sounds.items() if j < n}
     return sounds | {n: answer[0].cpu()}, not aloud or int(passes) < think
 
@@ -147,48 +147,37 @@ def without_verdict(asked, answered):
 
 
 def answer_one(model, i, question):
-    """Ask, write the sounds and their pictures -> right, wrong or unknown, and the page's section
-    """
+    """Ask, write the sounds and their pictures -> is it right, and the album's section"""
     sounds, is_finished = answers_of(model, question.wave)
-    texts = [transcribe(sound[None])[0] for sound in sounds.values()]
+    texts = [question.text, *[transcribe(sound[None])[0] for sound in sounds.values()]]
     heard = texts[-1]
     verdict = 'right' if heard == question.wanted else 'wrong'
     line = f"asked {question.text}, wanted {question.wanted}, heard {heard or 'nothing'}"
     if not question.wanted:
         verdict, line = 'unknown', without_verdict(question.text, heard)
-    chain = ' -> '.join([question.text, *texts])
     note = ''
     if not is_finished:
         note = f" (not finished: it may hear its answer more often with --think={4 * think})"
-    print(line + (f": {chain}" if len(texts) > 1 else '') + note)
+    print(line + (f": {' -> '.join(texts)}" if len(texts) > 2 else '') + note)
 
-    names = ['question', *[f'pass_{k}' for k in list(sounds)[:-1]], 'answer']
-    section = SECTION.format(verdict=verdict, line=html.escape(line + note))
-    heard_in = zip(names, [question.wave, *sounds.values()], [question.text, *texts], strict=True)
-    for name, sound, text in heard_in:
-        path = save(f'{i:03d}_{name}', sound)
-        spectrogram([('', sound)], path + '.png')
-        section += ROW.format(
-            label=name.replace('_', ' '),
-            text=html.escape(text) or 'nothing',
-            name=os.path.basename(path),
-            width=round(12 * len(sound) / SAMPLE_RATE),
-        )
-    return verdict, section + '</section>\n'
+    rows = []
+    labels = ['question', *[f'pass {k}' for k in list(sounds)[:-1]], 'answer']
+    waves = [question.wave, *sounds.values()]
+    for label, text, wave in zip(labels, texts, waves, strict=True):
+        name = f"{i:03d}_{label.replace(' ', '_')}"
+        spectrogram([('', wave)], save(name, wave) + '.png')
+        rows.append((label, name, text, wave))
+    return verdict == 'right', section(verdict, line + note, rows)
 
 
 def answer_all(model, questions, folder):
-    """Answer Questions, and write the page"""
-    page, n_right = HEAD, 0
-    for i, question in enumerate(questions):
-        verdict, section = answer_one(model, i, question)
-        n_right += verdict == 'right'
-        page += section
-    known = sum(bool(question.wanted) for question in questions)
-    page += f'<p>{n_right} of {known} right, '
-    page += f'as played by the model in {html.escape(folder)}.</p>\n'
+    """Answer Questions, and write the album"""
+    answered = [answer_one(model, i, question) for i, question in enumerate(questions)]
+    is_right, sections = zip(*answered, strict=True)
+    n_known = sum(bool(question.wanted) for question in questions)
     path = os.path.join(sample_dir, 'index.html')
-    write_text(path, page)
+    last_line = f"{sum(is_right)} of {n_known} right, as played by the model in {folder}."
+    write_text(path, album(sections, last_line))
     print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")
 
 
@@ -215,35 +204,6 @@ def answer_stream(model, blocks):
             skip(blocks, time.time() - began)
     print(f"answered {n} questions; the sound is in {sample_dir}")
 
-
-# --- the page: no script, opens from disk, fits a telephone ---
-HEAD = '''<!doctype html>
-<html lang="en">
-<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Jericho: questions and answers</title>
-<style>
-  body { font: 16px/1.4 system-ui, sans-serif; max-width: 62rem; margin: 1rem auto;
-         padding: 0 .8rem; overflow-wrap: anywhere }
-  section { margin: 1.5rem 0; padding: .3rem .8rem; border-left: 5px solid; background: #f6f6f4 }
-  .right { border-color: #3a8f5c } .wrong { border-color: #c0392b }
-  h2 { font-size: 1.1rem; font-weight: normal }
-  b { font-family: ui-monospace, monospace }
-  .row { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 1rem; margin: .8rem 0 }
-  .sound { flex: 1 1 14rem; min-width: 0 }
-  .picture { flex: 3 1 20rem; min-width: 0; overflow-x: auto }
-  audio { display: block; width: 100%; max-width: 22rem; height: 2.5rem; margin-top: .3rem }
-  img { display: block; width: 100% }
-</style>
-<h1>Questions and answers in tones</h1>
-'''
-SECTION = '''<section class="{verdict}">
-<h2>{line}</h2>
-'''
-ROW = '''<div class="row">
-<div class="sound">{label}: <b>{text}</b><audio controls src="{name}.wav"></audio></div>
-<div class="picture"><img src="{name}.png" alt="spectrogram" style="min-width: {width}rem"></div>
-</div>
-'''
 
 if __name__ == '__main__':
     if '--start=' in sys.argv:

@@ -55,7 +55,7 @@ from lab.mistakes import Diagnosis, write_errors
 from prepare import LOWEST, SPACING
 from system import pick_device, provenance, write_json
 from tasks import NO_SYMBOL, TASKS, decode, split_names
-from text.summary import show, summarize
+from text.summary import rows_by_level, show, summarize
 from transcribe import find_tones
 
 LENGTHS = [10 * 2 ** k for k in range(8)]  # 10 to 1,280 symbols or digits
@@ -121,17 +121,6 @@ def print_row(task, split, r, verbose):
               f"working {used}), {r['stopped']:.1%} stopped by themselves")
 
 
-def by_level(scores):
-    """Scores -> a row for each question of a split that is a level of difficulty (Task.levels)"""
-    rows = []
-    for task, found in scores.items():
-        for difficulty, name in enumerate(TASKS[task].levels, 1):
-            n, exact = found[name]['n'], found[name]['exact_match']
-            rows += [{'task': task, 'difficulty': difficulty, 'is_correct': i < round(n * exact)}
-                     for i in range(n)]
-    return rows
-
-
 def ask_all(model, tests, aloud):
     """Ask all tests of all tasks, as the settings say -> {task: {name: found}}, mistakes"""
     scores, mistakes = {}, []
@@ -163,17 +152,16 @@ def write_results(folder, scores, mistakes, checkpoint, seconds):
     os.makedirs(folder, exist_ok=True)
     kind = '' if tasks else KINDS.get((split, sound), '')
     if kind:
-        about = ('seed', 'think', 'brief', 'halting')
         write_json(os.path.join(folder, kind + '.json'), {
             'scores': scores,
-            **{key: config[key] for key in about},
+            **{key: config[key] for key in ('seed', 'think', 'brief', 'halting')},
             'iterations': checkpoint['iter_num'],
             'seconds': checkpoint.get('seconds'),  # of training
             'asked_in': round(seconds, 1),
             'checkpoint': checkpoint.get('provenance'),
             **provenance(),
         })
-    rows = by_level(scores) if kind == 'scores' else []
+    rows = rows_by_level(scores) if kind == 'scores' else []
     if rows:  # one table with what text.ask asks others
         found = summarize(folder if init_from == 'out_dir' else init_from, folder, rows)
         found['questions'] = 'tones'

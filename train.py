@@ -313,19 +313,13 @@ n_replayed = 2 * round(replay * batch_size / world / 2)
 conversations = {}
 for t in spoken if n_replayed else ():
     conversations[t] = lessons.begin(next(examples(t)).batch, n_replayed)
-graphs = {}
+def one_update(task):
+    return step(task, examples(task)), 1
 
 
-def update(task):
-    """One update, or with a task's first CUDA graph those that warm it up, too -> the numbers to
-    log, and how many updates there were"""
-    if not cuda_graphs:
-        return step(task, examples(task)), 1
-    if task in graphs:
-        return graphs[task](), 1
-    of_task = partial(examples, task), partial(step, task)
-    graphs[task] = fast.captured_update(*of_task, generator)
-    return graphs[task](), 1 + fast.WARM_UPS
+graphs, update = {}, one_update  # -> the numbers to log, and how many updates there were
+if cuda_graphs:
+    graphs, update = fast.in_graphs(examples, step, generator)
 
 
 def get_lr(it):
@@ -428,20 +422,21 @@ bar.close()
 stands['seconds'] = time.time() - began
 if ended:
     save('ckpt.pt')
-graphs, numbers = {}, None  # they hold gigabytes, and the connection between processes
+graphs.clear()
+numbers = None  # A graph and its numbers hold gigabytes, and the connection between processes.
 torch.cuda.empty_cache()
 processes.end()
 if ended:
     again = [a for a in sys.argv if not a.startswith(('--init_from=', '--overwrite='))]
     runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
     command = shlex.join([*again, '--init_from=resume'])
-    print(f"stopped at iteration {iter_num}, saved in {out_dir}/ckpt.pt; go on with: {runner} "
-          f"{command}")
+    system.say(f"stopped at iteration {iter_num}, saved in {out_dir}/ckpt.pt; go on with: {runner} "
+               f"{command}", bar)
     sys.exit((stop or [128 + signal.SIGTERM])[0])
 n_examples = iter_num * batch_size * gradient_accumulation_steps
 memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'cuda' else ''
-print(f"trained {iter_num} iterations, {n_examples:,} examples, in {stands['seconds']:.1f} s"
-      f"{memory}")
+system.say(f"trained {iter_num} iterations, {n_examples:,} examples, in {stands['seconds']:.1f} s"
+           f"{memory}", bar)
 
 # --- what it learned: the two commands a user would run ---
 if test_samples < 0:

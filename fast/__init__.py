@@ -7,9 +7,9 @@ What makes the model fast, above all on a GPU. Skip it at first: without it ever
 kernels.py has the middle of a Mamba-2 layer in Triton, and mamba_ssm's scan for long questions;
 graphs.py has what torch.compile and CUDA graphs do.
 """
-from fast.graphs import WARM_UPS, capture, captured_update, compile_parts, compiled_synthesis
+from fast.graphs import capture, compile_parts, compiled_synthesis, in_graphs
 
-__all__ = ['WARM_UPS', 'capture', 'captured_update', 'compiled_synthesis', 'use']
+__all__ = ['capture', 'compiled_synthesis', 'in_graphs', 'use']
 
 
 def use(model, ssd='auto', compiled=False):

@@ -70,3 +70,20 @@ def captured_update(make_examples, step, generator):
         return numbers
 
     return replay
+
+
+def in_graphs(examples, step, generator):
+    """examples(task) and step(task, made) -> the dict of a function for each task that has been
+    asked for, and update(task) -> numbers, and how many updates there were: with a task's first
+    graph those that warm it up, too"""
+    graphs = {}
+
+    def update(task):
+        n = 1
+        if task not in graphs:
+            n += WARM_UPS
+            of_task = functools.partial(examples, task), functools.partial(step, task)
+            graphs[task] = captured_update(*of_task, generator)
+        return graphs[task](), n
+
+    return graphs, update

@@ -5,6 +5,8 @@ project's model that score.py asked in tones, or another one that text.ask asked
 from collections import Counter
 from statistics import quantiles
 
+from tasks import TASKS
+
 LINE = '=' * 65
 LEVEL_NAMES = {'1': 'Easy', '2': 'Medium', '3': 'Hard'}
 
@@ -86,3 +88,16 @@ def show(found):
 
 def row_of(name, part):
     return f"{name:8} {part['accuracy']:6.1%} ({part['correct']}/{part['total']})"
+
+
+def rows_by_level(scores):
+    """What score.py found, {task: {split: found}} -> a row for each question of a split that is a
+    level of difficulty (Task.levels)"""
+    rows = []
+    for task, found in scores.items():
+        for difficulty, name in enumerate(TASKS[task].levels, 1):
+            n = found[name]['n']
+            n_right = round(n * found[name]['exact_match'])
+            rows += [{'task': task, 'difficulty': difficulty, 'is_correct': i < n_right}
+                     for i in range(n)]
+    return rows
