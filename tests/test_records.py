@@ -60,6 +60,14 @@ def test_no_result_is_typed_into_the_readme():
         assert typed(read(*path)) == [], path
 
 
+def test_the_task_and_the_registry_of_the_readme_are_those_of_tasks():
+    blocks = re.findall(r'^```py\n(.*?)^```', read('README.md'), re.M | re.S)
+    task, registry = blocks[:2]
+    assert task in read('tasks', 'README.md')
+    for part in registry.split('\n\n'):
+        assert part in read('tasks', '__init__.py')
+
+
 def test_a_result_in_the_other_tables_names_the_commit_that_has_it():
     sections = re.split('^## ', read('RESULTS.md'), flags=re.MULTILINE)[1:]
     assert len(sections) > 5
