@@ -1,175 +1,263 @@
 """
-How a model thinks: long lines of which only the ends are heard, a tool between passes, a head that
-says when to stop.
+How a model thinks: long lines of which only the ends are heard, silence that is not, a calculator
+between passes, a head that says when to stop.
 
 $ python -m pytest tests/test_think.py
 """
 import pytest
 import torch
+import torch.nn.functional as F
 
-import score
-import think
-from lab.conditions import change
-from losses import last_line
-from prepare import LOUDNESS, make_batch, play_text, split_batches
-from tasks import TASKS, draw, encode
-from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
-from tests.test_train import checkpoint_in
-from think import brief_pass, called, conversation, ends_of, joined, sounding
+from lab.calculator import answer_calls
+from lab.conditions import as_heard
+from model import Answer, JMambaConfig, MiniJMamba
+from prepare import make_rhythm, play_plainly, play_text, split_batches
+from tasks import REST, TASKS, encode
+from tests.helpers import TINY, gen, texts_of, tiny_model
+from think import SILENT_LEAD, conversation, converse
 from transcribe import find_tones, transcribe
 
 DIGITS = '9876543210' * 4 + '%325%7'
 
 
-def asked(text=DIGITS):
-    """A model, a question (1, S) of whole tokens, and its length"""
-    model, wave = tiny_model(), play_text(text)[None]
-    return model, think.with_silence(model, wave), torch.tensor([wave.shape[1]])
+class Player(MiniJMamba):
+    """What stands for a trained model: it plays what it hears, (S,), changed by a function of its
+    tones, and perhaps says that this is the answer."""
 
+    def __init__(self, change, halt=None):
+        super().__init__(JMambaConfig(**TINY))
+        self.change = change
+        self.halts = iter(halt or ())
+        self.says_halt = halt is not None
+        self.heard = []  # texts, in order
 
-def plays(monkeypatch, change):
-    """Let every model play what it hears, changed by change(wave (1, S), its tones)"""
-    heard = []
+    def encode(self, frames, question=None):
+        return question
 
-    def vote(model, question, spectrum, lengths, votes):
-        heard.append(transcribe(question)[0])
-        return change(question.clone(), find_tones(question)), None
-
-    monkeypatch.setattr(think, 'vote', vote)
-    return heard
+    def answer(self, memory, frames, lengths, may_generate=None, hiding=None):
+        waves = []
+        for wave in memory:
+            tones = find_tones(wave[None])
+            self.heard += transcribe(wave[None])
+            waves.append(self.change(wave.clone(), tones))
+        halt = torch.tensor([next(self.halts)]) if self.says_halt else None
+        return Answer(self.in_frames(self.hear(torch.stack(waves))), None, halt)
 
 
 def silent(wave, tones, k):
-    """Without its tone k"""
+    """A sound (S,) without its tone k"""
     begin, seconds = max(float(tones.start[k]), 0.02), float(tones.length[k])
-    wave[:, int(16000 * (begin - 0.02)):int(16000 * (begin + seconds + 0.02))] = 0
+    wave[int(16000 * (begin - 0.02)):int(16000 * (begin + seconds + 0.02))] = 0
     return wave
 
 
-def test_ends_are_cut_in_silence():
-    _, tape, lengths = asked()
-    for front, back in (('987654', '10%325%7'), ('9876543', '543210%325%7')):
-        start, cut, end = ends_of(sounding(tape, lengths), len(front), len(back))
-        assert end > cut
-        parts, n = joined(tape, lengths, start, cut, end)
-        assert transcribe(parts) == [front + back] and n <= parts.shape[1]
+def with_row(wave, tones, row):
+    """A sound (S,) that plays other symbols in the places of its tones; those that stay the same
+    sound as they did"""
+    row = torch.tensor(row)
+    new = row != tones.symbol
+    for k in new.nonzero()[:, 0]:
+        wave = silent(wave, tones, k)
+    rhythm = make_rhythm(1, len(row), gen())
+    rhythm = rhythm._replace(start=tones.start[None].float(), length=tones.length[None].float())
+    return wave + play_plainly(torch.where(new, row, REST)[None], rhythm, len(wave))[0]
 
 
-@pytest.mark.parametrize('sound', ['gap_0.5', 'tempo_0.5', 'tempo_1.6', 'gap_0.05'])
-def test_a_slow_player_is_heard_as_many_tones(sound):
-    model = tiny_model()
-    b = change(next(split_batches('mod', 'ood_digits_20', 8)), sound)
-    tape = think.with_silence(model, b.question)  # in faint noise
-    start, cut, end = ends_of(sounding(tape, b.lengths), 6, 8)
-    assert (end > cut).all()
-    parts, _ = joined(tape, b.lengths, start, cut, end)
-    for heard, text in zip(transcribe(parts), texts_of(b.asked), strict=True):
-        assert heard == text[:6] + text[-8:]
+def with_text(change):
+    """Changes a sound by what is heard in it: change(text) -> another of as many symbols"""
+    def changed(wave, tones):
+        return with_row(wave, tones, encode(change(transcribe(wave[None])[0])))
+
+    return changed
 
 
-def test_what_changes_at_the_beginning_counts(monkeypatch):
-    model, tape, lengths = asked()
-    heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
-    played, sure, _ = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
-    assert len(heard) == 2 and len(heard[0]) < len(heard[1]) < len(DIGITS)
-    assert sure.all()
-    assert transcribe(played) == [DIGITS[:1] + DIGITS[2:]]
-    assert torch.equal(played[:, 16000:], tape[:, 16000:])  # all else, to the bit
+# --- long lines ---
+
+def first_pass(change, text=DIGITS, noise=0.0):
+    """What a model that changes the sound so hears in its first pass of a long question, and the
+    questions and answers (1, S)"""
+    model, question = Player(change), play_text(text)[None]
+    question = question + noise * torch.randn(question.shape, generator=gen())
+    answer, _ = next(conversation(model, question, think=2))
+    return model.heard, question, answer
+
+
+def test_the_ends_of_a_long_line_are_heard_and_no_more_if_they_agree():
+    heard, question, answer = first_pass(lambda wave, tones: silent(wave, tones, 1))
+    assert heard == ['987654' + '10%325%7', '987654321' + '543210%325%7']
+    assert transcribe(answer) == [DIGITS[:1] + DIGITS[2:]]
+    far, was = answer[:, 16000:], question[:, 16000:]
+    gain = far.norm() / was.norm()
+    torch.testing.assert_close(far, gain * was)  # all else stays as it was
+
+
+def last_and_second(wave, tones):
+    return silent(silent(wave, tones, 1), tones, -1)
 
 
 @pytest.mark.parametrize('change', [
-    lambda wave, tones: silent(wave, tones, -1),                        # at the end
-    lambda wave, tones: silent(wave, tones, 9),                         # where it was cut
-    lambda wave, tones: silent(silent(wave, tones, 1), tones, -1),      # at both ends
-    lambda wave, tones: silent(wave, tones, len(tones.start) % 2),      # not the same twice
-    lambda wave, tones: wave,                                           # nowhere
+    lambda wave, tones: silent(wave, tones, -1),                    # at the end
+    lambda wave, tones: silent(wave, tones, 9),                     # where it was cut
+    last_and_second,                                                # at both ends
+    lambda wave, tones: silent(wave, tones, len(tones.start) % 2),  # not the same twice
+    lambda wave, tones: wave,                                       # nowhere
 ])
-def test_what_changes_elsewhere_does_not(monkeypatch, change):
-    model, tape, lengths = asked()
-    plays(monkeypatch, change)
-    played, sure, _ = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
-    assert not sure.any()
-    assert torch.equal(played, tape)
+def test_what_changes_elsewhere_counts_only_where_all_is_heard(change):
+    heard, question, answer = first_pass(change)
+    assert [len(text) < len(DIGITS) for text in heard] == [True] * (len(heard) - 1) + [False]
+    assert transcribe(answer) == transcribe(change(question[0], find_tones(question))[None])
 
 
-@pytest.mark.parametrize('text, noise', [('987654%325%7', 0), (DIGITS, 0.1)])
-def test_short_lines_and_noisy_ones_are_heard_whole(monkeypatch, text, noise):
-    model, tape, lengths = asked(text)
-    tape = tape + noise * torch.randn(tape.shape, generator=gen())
-    heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
-    _, sure, tried = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
-    assert not heard and not sure.any() and not tried.any()
+@pytest.mark.parametrize('sound', ['gap_0.5', 'tempo_0.5', 'tempo_1.6', 'gap_0.05'])
+def test_of_a_slow_player_as_many_tones_are_heard(sound):
+    b = as_heard(next(split_batches('mod', 'ood_digits_20', 4)), sound)
+    model = Player(lambda wave, tones: wave)
+    next(conversation(model, b.question, b.lengths, think=2))
+    assert model.heard[:4] == [text[:6] + text[-8:] for text in texts_of(b.asked)]
 
 
-def test_more_of_the_beginning_is_heard_where_that_was_too_little(monkeypatch):
+@pytest.mark.parametrize('text, noise', [('987654%325%7', 0.0), (DIGITS, 0.1)])
+def test_short_lines_and_noisy_ones_are_heard_whole(text, noise):
+    heard, *_ = first_pass(lambda wave, tones: silent(wave, tones, 1), text, noise)
+    assert heard == [text]
+
+
+def test_more_of_the_beginning_is_heard_where_that_was_too_little():
     """A number of three digits that moves changes seven tones."""
-    model, tape, lengths = asked('963%970%' + DIGITS)
+    text = '963%970%' + DIGITS
 
     def change(wave, tones):
-        return silent(wave, tones, 6) if transcribe(wave)[0].startswith('963%970%') else wave
+        return silent(wave, tones, 6) if transcribe(wave[None])[0].startswith('963%970%') else wave
 
-    heard = plays(monkeypatch, change)
-    *_, (answer, passes) = conversation(model, tape, lengths, think=2)
-    assert transcribe(answer) == ['963%97%' + DIGITS] and passes.tolist() == [1]
-    assert all(len(text) < 40 for text in heard[:6])
+    heard, _, answer = first_pass(change, text)
+    assert transcribe(answer) == ['963%97%' + DIGITS]
+    assert len(heard) > 2
+    assert max(map(len, heard)) < 40
 
 
 @pytest.mark.parametrize('text', [
     '885915%980%488%245%123%60%30%15%5',  # heard as 885915%30%15%5, or 885915%3%60%30%15%5
-    '98765432109876543%980%488%245%12',
-    '1234567890123456789012345678%90%7',
+    pytest.param('98765432109876543%980%488%245%12', marks=pytest.mark.long),
+    pytest.param('1234567890123456789012345678%90%7', marks=pytest.mark.long),
 ])
-def test_what_is_cut_is_not_mistaken_for_another_divisor(monkeypatch, text):
+def test_what_is_cut_is_not_mistaken_for_another_divisor(text):
     """Whoever divides without a mistake, whatever it hears, comes to the right answer."""
-    def next_row(heard):
-        if not heard.strip('%'):
-            raise ValueError
-        return TASKS['mod'].next_line(torch.tensor([encode(heard)]))[0].tolist()
+    def divided(wave, tones):
+        line = TASKS['mod'].next_line(tones.symbol[None])[0].tolist()
+        return with_row(wave, tones, line) if transcribe(wave[None])[0].strip('%') else wave
 
-    def vote(model, question, heard, lengths, votes):
-        return called(next_row, question), None
-
-    monkeypatch.setattr(think, 'vote', vote)
-    *_, (answer, _) = conversation(tiny_model(), play_text(text)[None], think=300)
+    *_, (answer, _) = conversation(Player(divided), play_text(text)[None], think=300)
     assert transcribe(answer) == [TASKS['mod'].solve(text)]
 
 
-def test_a_conversation_hears_the_whole_where_the_ends_say_nothing(monkeypatch):
+def test_a_line_whose_ends_say_nothing_is_no_longer_heard_in_parts():
     """Its last tone goes; then nothing changes any more."""
-    model, tape, lengths = asked()
-
     def change(wave, tones):
-        return silent(wave, tones, -1) if transcribe(wave)[0].endswith('7') else wave
+        return silent(wave, tones, -1) if transcribe(wave[None])[0].endswith('7') else wave
 
-    heard = plays(monkeypatch, change)
-    *_, (answer, passes) = conversation(model, tape, lengths, think=9)
-    assert transcribe(answer) == [DIGITS[:-1]] and passes.tolist() == [1]
-    assert [len(text) == len(DIGITS) for text in heard[:9]] == 8 * [False] + [True]
-    whole = heard.copy()
-    heard.clear()
-    list(conversation(model, tape, lengths, think=9, brief=False))
-    assert len(heard) == 2 < len(whole)
+    question, heard = play_text(DIGITS)[None], {}
+    for brief in (True, False):
+        model = Player(change)
+        *_, (answer, passes) = conversation(model, question, think=9, brief=brief)
+        assert transcribe(answer) == [DIGITS[:-1]]
+        assert passes.tolist() == [1]
+        heard[brief] = [len(text) >= len(DIGITS) - 1 for text in model.heard]
+    assert heard[False] == [True, True]
+    assert heard[True] == 8 * [False] + [True] + 8 * [False] + [True]
 
 
-@pytest.mark.parametrize('lead, heard_at', [(0.3, 0.3), (20, think.LEAD)])
-def test_silence_in_front_is_not_heard_and_moves_nothing(monkeypatch, lead, heard_at):
+@pytest.mark.parametrize('lead, heard_at', [(0.3, 0.3), (20, SILENT_LEAD)])
+def test_silence_in_front_is_not_heard_and_moves_nothing(lead, heard_at):
     """Tones are heard from a second of silence on, and the answer sounds where they did."""
-    model, begun = tiny_model(), []
-    wave = torch.nn.functional.pad(play_text('98%7'), (int(16000 * lead), 0))[None]
+    begun = []
 
     def change(wave, tones):
         begun.append(float(tones.start[0]))
-        return silent(wave, tones, 0) if transcribe(wave)[0].startswith('9') else wave
+        return silent(wave, tones, 0) if transcribe(wave[None])[0].startswith('9') else wave
 
-    plays(monkeypatch, change)
-    *_, (answer, passes) = conversation(model, wave, think=3)
+    wave = F.pad(play_text('98%7'), (int(16000 * lead), 0))[None]
+    *_, (answer, passes) = conversation(Player(change), wave, think=3)
     assert begun[0] == pytest.approx(heard_at, abs=0.08)
+    assert transcribe(answer) == ['8%7']
+    assert passes.tolist() == [1]
     left = find_tones(wave).start[1:]
-    assert transcribe(answer) == ['8%7'] and passes.tolist() == [1]
     torch.testing.assert_close(find_tones(answer).start, left, atol=0.002, rtol=0)
 
 
-# --- a tool ---
+# --- what is heard, and when it ends ---
+
+def test_digital_silence_is_never_heard():
+    """The encoder hears faint noise, always the same; what is pointed at has none."""
+    model, encoded, answered = tiny_model(), [], []
+    encode_frames, answer_frames = model.encode, model.answer
+
+    def encode(frames, question=None):
+        encoded.append(frames)
+        return encode_frames(frames, question)
+
+    def answer(memory, frames, *more):
+        answered.append(frames)
+        return answer_frames(memory, frames, *more)
+
+    model.encode, model.answer = encode, answer
+    question = torch.zeros(2, 16000)
+    converse(model, question)
+    converse(model, question)
+    noise = model.hear(0.01 * torch.randn(2, 16000, generator=gen()))
+    assert torch.equal(*encoded)
+    assert encoded[0].mean() == pytest.approx(float(noise.mean()), rel=0.05)
+    assert not question.any()
+    assert answered[0].max() < 1e-3
+
+
+def test_it_ends_when_what_is_played_is_what_was_heard():
+    """Two questions of one batch, of which one changes once."""
+    model = Player(with_text(lambda text: {'98%7': '28%7'}.get(text, text)))
+    questions = [F.pad(play_text(text), (0, 12800))[:12800] for text in ('98%7', '12%')]
+    answers, passes = converse(model, torch.stack(questions), think=16)
+    assert passes.tolist() == [1, 0]
+    assert [transcribe(answer) for answer in answers] == 2 * [['28%7', '12%']]
+    assert model.heard == ['98%7', '12%', '28%7']  # what has not changed is not heard again
+
+
+def test_it_ends_after_as_many_passes_as_it_may_have():
+    model = Player(with_text(lambda text: text.translate(str.maketrans('ABC', 'BCA'))))
+    answers, passes = converse(model, play_text('AAB')[None], think=4)
+    assert [transcribe(answer)[0] for answer in answers] == ['BBC', 'CCA', 'AAB', 'BBC']
+    assert passes.tolist() == [4]
+
+
+@pytest.mark.parametrize('halting, wanted, n', [(True, '76', 2), (False, '6', 3)])
+def test_a_model_that_says_so_is_not_asked_again(halting, wanted, n):
+    model = Player(lambda wave, tones: silent(wave, tones, 0), halt=[-1.0, 2.0, -1.0])
+    answers, passes = converse(model, play_text('9876')[None], think=3, halting=halting)
+    assert transcribe(answers[-1]) == [wanted]
+    assert passes.tolist() == [n]
+
+
+@pytest.mark.parametrize('gain, decibels', [(0.5, -6), (3.0, 2)])
+def test_nothing_is_played_louder_than_the_loudest_tone_of_a_question(gain, decibels):
+    sounds = []
+    for k in (1.0, gain):
+        model = Player(lambda wave, tones: k * wave)  # noqa: B023
+        sounds += converse(model, play_text('CAB')[None])[0]
+    was, now = map(find_tones, sounds)
+    assert now.symbol.tolist() == encode('CAB')
+    assert now.level.max() - was.level.max() == pytest.approx(decibels, abs=1)
+
+
+@pytest.mark.parametrize('gain', [0.004, 4.0])
+def test_a_recording_is_answered_alike_however_loud(gain):
+    model = Player(lambda wave, tones: wave)
+    sounds = [converse(model, k * play_text('CAB')[None])[0][0] for k in (1.0, gain)]
+    assert model.heard == ['CAB', 'CAB']
+    torch.testing.assert_close(*sounds, atol=1e-3, rtol=0)
+
+
+# --- a calculator ---
+
+CALLS = with_text(lambda text: text.replace('%', '=', 1))
+
 
 @pytest.mark.parametrize('played, heard', [
     ('987=65%7', '12%7'),
@@ -184,7 +272,7 @@ def test_silence_in_front_is_not_heard_and_moves_nothing(monkeypatch, lead, hear
 ])
 def test_a_calculator_answers_in_the_place_of_the_division(played, heard):
     wave = play_text(played)[None]
-    now = called(TASKS['calculator'].tool, wave)
+    now = answer_calls(wave)
     assert transcribe(now) == [heard]
     if played == heard:
         assert torch.equal(now, wave)
@@ -193,94 +281,9 @@ def test_a_calculator_answers_in_the_place_of_the_division(played, heard):
         assert abs(ends[0] - ends[1]) < 0.02
 
 
-def test_a_model_calls_until_nothing_is_left_to_divide(monkeypatch):
-    model = tiny_model()
-    model.tool = TASKS['calculator'].tool
+def test_what_is_called_between_passes_is_what_is_heard_next():
     question = play_text('987%65%7')[None]
-
-    def vote(model, question, heard, lengths, votes):
-        return called(lambda text: encode(text.replace('%', '=', 1)), question), None
-
-    monkeypatch.setattr(think, 'vote', vote)
-    texts = [transcribe(answer)[0] for answer, _ in conversation(model, question, think=9)]
-    assert texts == ['12%7', '5', '5']
-
-
-def test_who_may_call_is_answered_in_validation_and_afterwards(tmp_path, monkeypatch):
-    """Every question is played as a call of its own division."""
-    def vote(model, question, heard, lengths, votes):
-        return called(lambda text: encode(text.replace('%', '=', 1)), question), None
-
-    monkeypatch.setattr(think, 'vote', vote)
-    names = ['calculator']
-    found = score.validate(tiny_model(), names, names, 20, 1, 'cpu', 9, 'clean', 1)
-    assert found['val']['calculator'] == 1
-    flags = ['--tasks=calculator', '--aloud=calculator', *TRAIN, f'--out_dir={tmp_path}']
-    assert run_here('train.py', *flags, '--test_samples=0')[0] == 0
-    for flag, right in (('--tool=True', 1.0), ('--tool=False', 0.0)):
-        flags = ['--split=small', '--num_samples=20', flag, f'--out_dir={tmp_path}']
-        _, names = run_here('score.py', *flags)
-        assert names['scores']['calculator']['small']['exact_match'] == right
-
-
-def test_working_and_calls_of_the_calculator():
-    task = TASKS['calculator']
-    assert task.working('987%65%7') == ['987%65%7', '12%7', '5']
-    q, calls = draw('calculator', 'train', 200, gen(), aloud=True)
-    for text, call in zip(texts_of(q), texts_of(calls), strict=True):
-        assert call == text.replace('%', '=', 1)
-
-
-# --- when to stop ---
-
-def test_what_is_the_last_line():
-    b = make_batch('mod', 'train', 200, gen(), aloud=True)
-    for wanted, last in zip(texts_of(b.wanted), last_line('mod', b, True), strict=True):
-        assert bool(last) == ('%' not in wanted)
-    b = make_batch('calculator', 'train', 200, gen(), aloud=True)
-    for wanted, last in zip(texts_of(b.wanted), last_line('calculator', b, True), strict=True):
-        assert bool(last) == ('=' not in wanted)
-    b = make_batch('mirror', 'train', 20, gen())
-    assert last_line('mirror', b, False).all()
-
-
-def test_a_model_that_says_so_is_not_asked_again(monkeypatch):
-    model, tape, lengths = asked('9876')
-    says = iter([-1.0, 2.0, -1.0])
-
-    def vote(model, question, heard, lengths, votes):
-        return silent(question.clone(), find_tones(question), 0), torch.tensor([next(says)])
-
-    monkeypatch.setattr(think, 'vote', vote)
-    *_, (answer, passes) = conversation(model, tape, lengths, think=3)
-    assert transcribe(answer) == ['76'] and passes.tolist() == [2]
-    says = iter([-1.0, 2.0, -1.0])
-    *_, (answer, passes) = conversation(model, tape, lengths, think=3, halting=False)
-    assert transcribe(answer) == ['6'] and passes.tolist() == [3]
-
-
-def test_only_the_head_learns(tmp_path):
-    folder, head = tmp_path / 'a', tmp_path / 'b'
-    flags = ['--tasks=mod', '--aloud=mod', *TRAIN, '--test_samples=0']
-    assert run_here('train.py', *flags, f'--out_dir={folder}')[0] == 0
-    flags += [f'--init_from={folder}', '--halting=True', f'--out_dir={head}']
-    assert run_here('train.py', *flags, '--learns=halt')[0] == 0
-    was, now = checkpoint_in(folder)['model'], checkpoint_in(head)['model']
-    assert now.keys() - was.keys() == {'halt.weight', 'halt.bias'}
-    assert all(torch.equal(was[key], now[key]) for key in was)
-    assert now['halt.bias'].abs() > 0
-    assert run_here('train.py', *flags, '--learns=hald', '--overwrite=true')[0] == 2
-
-
-def test_nothing_is_played_louder_than_the_loudest_tone_of_a_question():
-    model = tiny_model()
-    question = think.with_silence(model, play_text('CAB')[None])
-    heard = model.spectrum.stft(question)
-    s = model.spectrum
-    lengths = torch.tensor([question.shape[1]])
-    peaks = []
-    for gain in (0.5, 3.0):
-        frames = s.log(gain * s.magnitude(heard))
-        peaks.append(s.magnitude(s.stft(think.played(model, frames, heard, lengths))).max())
-    assert peaks[0] == pytest.approx(float(0.5 * s.magnitude(heard).max()), rel=0.05)
-    assert peaks[1] < 1.5 * LOUDNESS  # three times as loud would be over 1.5
+    answers, _ = converse(Player(CALLS), question, think=9, between=answer_calls)
+    assert [transcribe(answer)[0] for answer in answers] == ['12%7', '5', '5']
+    answers, _ = converse(Player(CALLS), question, think=9)
+    assert transcribe(answers[-1]) == ['987=65=7']
