@@ -5,8 +5,7 @@ All of it is batched tensor code that runs on any device and knows nothing of th
 $ python prepare.py --task=mirror --split=ood_length --num_samples=16 --out_dir=data
 
 writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a metadata.jsonl.
-Training needs none of it: train.py makes its examples as it goes. With --format=text the puzzles
-are written in words, for models that read.
+Training needs none of it: train.py makes its examples as it goes.
 
 A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a
 row of slots, so an answer symbol always sounds in the slot of a question symbol. What the tasks
@@ -14,22 +13,14 @@ ask and answer is in tasks/.
 
 Letters: B examples   N slots   S samples
 """
-from configurator import SEEDS, bounds, choices, configure, fail
+from configurator import SEEDS, bounds, configure, fail
 
 # --- settings: of the data set that is written ---
-task = 'mirror'       # one of tasks/; text is of logic, dyna, filtro, inducto, or all of them
-format = 'wav'        # or text: the puzzles in words, for models that read
-out_dir = 'data'      # files go to out_dir/task/split, text to out_dir/task
-seed = 1337           # 1337 gives the examples that score.py asks
-# wav
+task = 'mirror'       # one of tasks/
 split = 'iid'         # train, val, iid, ood_length, ..., see the task's file
 num_samples = 16      # examples to write
-# text
-total_tokens = '10M'  # to write, at least; words, numbers and signs are counted
-levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
-ratios = '0.9,0.05,0.05'   # of train, validation and test
-dry_run = False       # say what would be written, and write nothing
-push = ''             # user/name: also upload it to the Hugging Face Hub
+out_dir = 'data'      # files go to out_dir/task/split
+seed = 1337           # 1337 gives the examples that score.py asks
 config = configure(globals())
 
 # isort: split
@@ -498,14 +489,10 @@ def joined(n, device, *parts):
 
 
 if __name__ == '__main__':
-    from text.dataset import write_sounds, write_text
-    choices(config, format=('wav', 'text'))
+    from audio.dataset import write_sounds
     bounds(config, num_samples=1, seed=SEEDS)
     try:
-        if format == 'text':
-            write_text(config)
-        else:
-            write_sounds(task, split, num_samples, out_dir, seed)
+        write_sounds(task, split, num_samples, out_dir, seed)
     except ValueError as e:
         fail(e)
     except OSError as e:

@@ -408,7 +408,7 @@ WRITERS = [  # which programs write, and where below the folder that they are gi
     ('train.py', [path_of('config/mirror.py'), *TRAIN, '--test_samples=0'], '--out_dir', ''),
     ('sample.py', ['--init_from=release', '--start=AB'], '--sample_dir', ''),
     ('prepare.py', ['--num_samples=2'], '--out_dir', 'mirror/iid'),
-    ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], '--out_dir', 'dyna'),
+    ('text.dataset', ['--task=dyna', '--total_tokens=1K'], '--out_dir', 'dyna'),
 ]
 
 

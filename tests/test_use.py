@@ -58,10 +58,10 @@ def wait_for(p, start):
 @pytest.mark.parametrize('script, flags', [
     ('train.py', ['--help']),
     ('score.py', ['--init_from=release', '--split=iid', '--num_samples=2', '--device=cpu']),
-    ('prepare.py', ['--format=text', '--task=all', '--dry_run=true']),
+    ('text.dataset', ['--task=all', '--dry_run=true']),
 ])
 def test_a_pipe_that_is_closed_ends_it_quietly(script, flags, tmp_path):
-    p = begin(script, *flags, cwd=tmp_path)
+    p = begin(script, *flags, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': ROOT})
     p.stdout.close()
     assert p.stderr.read() == ''
     assert p.wait() == 141

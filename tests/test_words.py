@@ -87,7 +87,7 @@ def test_what_is_played_is_put_into_words(task):
 # --- data sets ---
 
 def made(capsys, folder, *flags):
-    output(capsys, 'prepare.py', '--format=text', f'--out_dir={folder}', *flags)
+    output(capsys, 'text.dataset', f'--out_dir={folder}', *flags)
 
 
 def test_a_data_set_in_words(tmp_path, capsys):
@@ -146,16 +146,16 @@ def test_what_no_data_set_can_be_made_of(flags, says, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     if '--push=no/one' in flags:
         pytest.importorskip('huggingface_hub')
-        assert run_here('prepare.py', '--format=text', *flags)[0] == 2
+        assert run_here('text.dataset', *flags)[0] == 2
         assert says in capsys.readouterr().err
         return
-    assert says in refusal(capsys, 'prepare.py', '--format=text', *flags)
+    assert says in refusal(capsys, 'text.dataset', *flags)
 
 
 def test_a_data_set_that_cannot_be_finished_leaves_nothing_new(tmp_path, capsys):
-    flags = ['--format=text', '--task=dyna', '--total_tokens=10K', f'--out_dir={tmp_path}']
+    flags = ['--task=dyna', '--total_tokens=10K', f'--out_dir={tmp_path}']
     (tmp_path / 'dyna' / 'test.jsonl').mkdir(parents=True)
-    assert run_here('prepare.py', *flags)[0] == 2
+    assert run_here('text.dataset', *flags)[0] == 2
     assert 'has files that this program did not make' in capsys.readouterr().err
     assert files_in(tmp_path / 'dyna') == ['test.jsonl']
 
@@ -168,7 +168,7 @@ def test_the_card_names_the_sets_that_there_are(tmp_path, capsys):
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
-    text = output(capsys, 'prepare.py', '--format=text', '--task=dyna', '--dry_run=true',
+    text = output(capsys, 'text.dataset', '--task=dyna', '--dry_run=true',
                   f'--out_dir={tmp_path}')
     assert 'level' in text and 'STATE [' in text
     assert not list(tmp_path.iterdir())

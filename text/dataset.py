@@ -1,6 +1,25 @@
 """
-Data sets on disk: questions and answers as WAV files, and the puzzles in words as JSON lines.
+Data sets of the puzzles in words, for models that read: JSON lines, and a data set card.
+
+$ python -m text.dataset --task=all --total_tokens=10M
+$ python -m text.dataset --task=logic,dyna --dry_run=true
+
+writes train.jsonl, validation.jsonl, test.jsonl, metadata.json and README.md to data/all.
 """
+from configurator import SEEDS, bounds, configure, fail, names_of
+
+# --- settings ---
+task = 'all'               # some of logic, dyna, filtro, inducto, or all
+total_tokens = '10M'       # to write, at least; words, numbers and signs are counted
+levels = '0.4,0.35,0.25'   # shares of easy, medium and hard questions
+ratios = '0.9,0.05,0.05'   # of train, validation and test
+seed = 1337
+out_dir = 'data'           # files go to out_dir/task
+dry_run = False            # say what would be written, and write nothing
+push = ''                  # user/name: also upload it to the Hugging Face Hub
+config = configure(globals())
+
+# isort: split
 import hashlib
 import json
 import math
@@ -13,11 +32,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from audio.files import SAMPLE_RATE, write_wav
-from configurator import names_of
-from prepare import split_batches
-from system import claim, clear, write_json, write_whole
-from tasks import TASKS, decode, split_names
+from system import claim, write_json, write_text
 from text.words import PUZZLES, draw_question, seeded
 
 SETS = 'train', 'validation', 'test'
@@ -42,51 +57,12 @@ Synthetic puzzles that tell architectures apart: {rows:,} questions of three lev
 {table}
 
 No question is in two splits: a hash of its text says where it belongs. Made by Jericho:
-`python prepare.py --format=text --task={task} --total_tokens={total_tokens} --levels={levels}
+`python -m text.dataset --task={task} --total_tokens={total_tokens} --levels={levels}
 --ratios={ratios} --seed={seed}`
 """
 
 
-# --- questions and answers in tones ---
-
-def write_sounds(task, split, num_samples, out_dir, seed):
-    """WAV files of num_samples questions and answers, and metadata.jsonl, in out_dir/task/split.
-    ValueError if there is no such task or split, or if the folder has somebody else's files."""
-    if task not in TASKS:
-        raise ValueError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
-    names = split_names(task, split)
-    if not names:
-        raise ValueError(f"{task} has no split {split!r}; it has {', '.join(TASKS[task].splits)}")
-    folder = os.path.join(out_dir, task, split)
-    claim(folder)
-    clear(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
-    rows = []
-    for i, name in enumerate(names):
-        # A family of splits, such as compose, shares the examples out among its members.
-        n = len(range(i, num_samples, len(names)))
-        for batch in split_batches(task, name, n, seed):
-            for j in range(len(batch.lengths)):
-                row = write_example(folder, len(rows), batch, j)
-                rows.append({'task': task, 'split': name, 'seed': seed, **row})
-    text = ''.join(json.dumps(row) + '\n' for row in rows)
-    write_whole(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text.encode()))
-    print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")
-
-
-def write_example(folder, number, batch, j):
-    """The two WAV files of one example of a batch -> its columns of metadata.jsonl"""
-    n = int(batch.lengths[j])
-    row = {}
-    for kind, wave in (('question', batch.question[j]), ('answer', batch.answer[j])):
-        row[f'{kind}_file_name'] = file = f'{number:06d}_{kind}.wav'
-        write_wav(os.path.join(folder, file), wave[:n])
-    row['question_symbols'] = decode(batch.asked[j])
-    row['answer_symbols'] = decode(batch.wanted[j])
-    row['duration'] = n / SAMPLE_RATE
-    return row
-
-
-# --- puzzles in words ---
+# --- what is written ---
 
 class Plan(NamedTuple):
     names: list    # of the puzzles
@@ -97,9 +73,8 @@ class Plan(NamedTuple):
 
 
 def plan_of(config):
-    """The settings of prepare.py -> a Plan; ValueError if one is wrong"""
-    everything = config['task'] == 'all'
-    names = list(PUZZLES) if everything else names_of(config, 'task', PUZZLES)
+    """The settings -> a Plan; ValueError if one is wrong"""
+    names = list(PUZZLES) if config['task'] == 'all' else names_of(config, 'task', PUZZLES)
     if not names:
         raise ValueError(f"task is all or some of {', '.join(PUZZLES)}")
     tokens = count_of(config['total_tokens'])
@@ -162,40 +137,7 @@ def rows_of(plan):
         yield row, n
 
 
-def write_text(config):
-    """Puzzles in words, by the settings of prepare.py: train.jsonl, validation.jsonl, test.jsonl,
-    metadata.json and a data set card, in out_dir/task, all of them or none. ValueError if a setting
-    is wrong, or if the folder has somebody else's files."""
-    plan = plan_of(config)
-    folder = os.path.join(config['out_dir'], config['task'])
-    shares = [f'{ratio:.0%} {name}' for ratio, name in zip(plan.ratios, SETS, strict=True)]
-    print(f"{plan.tokens:,} tokens of {', '.join(plan.names)} to {folder}: {', '.join(shares)}")
-    if config['dry_run']:
-        for row, _ in rows_of(plan._replace(tokens=500)):
-            print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
-        return
-
-    claim(folder)
-    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
-        counts, tokens = write_rows(unfinished, plan)
-        questions = {'_'.join(map(str, kind)): counts[kind] for kind in sorted(counts)}
-        about = {
-            'tasks': plan.names,
-            'seed': plan.seed,
-            'tokens': tokens,
-            'levels': plan.levels,
-            'ratios': plan.ratios,
-            'questions': questions,
-        }
-        write_json(os.path.join(unfinished, 'metadata.json'), about)
-        card = card_of(config, plan, counts, tokens).encode()
-        write_whole(os.path.join(unfinished, 'README.md'), lambda f: f.write(card))
-        for name in FILES:
-            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
-    print(f"wrote {counts.total():,} questions, {tokens:,} tokens, to {folder}")
-    if config['push']:
-        upload(folder, config['push'])
-
+# --- writing ---
 
 def write_rows(folder, plan):
     """The JSON lines of a data set -> how many questions of each (set, task, level), and tokens"""
@@ -248,3 +190,46 @@ def upload(folder, name):
         raise ValueError(f"the data set is in {folder}, but could not be uploaded: {why[0]} "
                          "(hf auth login logs in)") from None
     print(f"uploaded to https://huggingface.co/datasets/{name}")
+
+
+def main():
+    """Write all files or none; ValueError if a setting is wrong, or if the folder has somebody
+    else's files"""
+    plan = plan_of(config)
+    folder = os.path.join(out_dir, task)
+    shares = [f'{ratio:.0%} {name}' for ratio, name in zip(plan.ratios, SETS, strict=True)]
+    print(f"{plan.tokens:,} tokens of {', '.join(plan.names)} to {folder}: {', '.join(shares)}")
+    if dry_run:
+        for row, _ in rows_of(plan._replace(tokens=500)):
+            print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
+        return
+
+    claim(folder)
+    with tempfile.TemporaryDirectory(prefix='.unfinished-', dir=folder) as unfinished:
+        counts, tokens = write_rows(unfinished, plan)
+        questions = {'_'.join(map(str, kind)): counts[kind] for kind in sorted(counts)}
+        about = {
+            'tasks': plan.names,
+            'seed': plan.seed,
+            'tokens': tokens,
+            'levels': plan.levels,
+            'ratios': plan.ratios,
+            'questions': questions,
+        }
+        write_json(os.path.join(unfinished, 'metadata.json'), about)
+        write_text(os.path.join(unfinished, 'README.md'), card_of(config, plan, counts, tokens))
+        for name in FILES:
+            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
+    print(f"wrote {counts.total():,} questions, {tokens:,} tokens, to {folder}")
+    if push:
+        upload(folder, push)
+
+
+if __name__ == '__main__':
+    bounds(config, seed=SEEDS)
+    try:
+        main()
+    except ValueError as e:
+        fail(e)
+    except OSError as e:
+        fail(f"cannot write to {e.filename or out_dir}: {e.strerror}")

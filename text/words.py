@@ -4,7 +4,7 @@ questions of tasks/ put into words.
 
     STATE [A, B, C] || OPS SWAP(0,1) || QUERY position 0 ->      B
 
-prepare.py --format=text writes data sets of them, and text.ask asks them.
+text.dataset writes data sets of them, and text.ask asks them.
 """
 import random
 import re
