@@ -75,7 +75,7 @@ def ask(model, task, split, b, think, door, on_mistake, how):
     if door:
         question, lengths = door(question, lengths)
     answers, heard, k = [], {}, 0
-    for answer, passes in conversation(model, question, lengths, think, **how):
+    for answer, passes in conversation(model, question, lengths, think, **how):  # noqa: B007
         k += 1
         if k in PASSES or on_mistake:
             heard[k] = transcribe(answer)
@@ -176,12 +176,13 @@ def graded_passes(task, rows, think):
 
 # --- while training ---
 
-@torch.compiler.set_stance('force_eager')  # other shapes than in training: not worth compiling
 def validate(model, tasks, aloud, n, seed, device, think, sound, level, door=None):
     """n validation questions of each task, of a level of difficulty -> {'val': {task: exact match},
     'val_ood': the same out of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last
     two of val"""
     model.eval()
+    # Other shapes than in training are not worth compiling.
+    torch.compiler.set_stance('force_eager')
     # Long counts need all of their digits.
     fast = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -198,5 +199,6 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level, door=Non
                 found['token_accuracy'][task] = r['token_accuracy']
                 found['edit_distance'][task] = r['edit_distance']
     torch.backends.cuda.matmul.allow_tf32 = fast
+    torch.compiler.set_stance('default')
     model.train()
     return found

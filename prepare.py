@@ -25,7 +25,6 @@ config = configure(globals())
 
 # isort: split
 import math
-from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
@@ -130,24 +129,16 @@ def play(symbols, rhythm, n_samples):
     hertz = LOWEST + SPACING * symbols + rhythm.detune
     angle = t * of_block(2 * math.pi * hertz) + of_block(rhythm.phase)
     wave = torch.sin(angle)
-    if rhythm.overtones.shape[1]:
-        wave = with_overtones(wave, angle, hertz, rhythm.overtones, of_block)
-    amplitude = of_block(rhythm.amplitude * (symbols >= 0))
-    wave = (wave * fade * amplitude).flatten(1)
-    return wave[:, :n_samples]
-
-
-def with_overtones(wave, angle, hertz, overtones, of_block):
-    """Sines of an angle (B, n_blocks, block), with overtones (B, K) that the sample rate can hold.
-    sin (k + 1)x comes from sin kx and the one below it, which costs no further sine."""
+    # Overtones, as far as the sample rate holds them: sin (k + 1)x from sin kx and the one below.
     twice_cos = 2 * torch.cos(angle)
     below, harmonic = wave, twice_cos * wave
-    for k in range(overtones.shape[1]):
+    for k in range(rhythm.overtones.shape[1]):
         can_be = (k + 2) * hertz < SAMPLE_RATE / 2
-        amplitude = overtones[:, k:k + 1] * can_be
+        amplitude = rhythm.overtones[:, k:k + 1] * can_be
         wave = wave + of_block(amplitude) * harmonic
         below, harmonic = harmonic, twice_cos * harmonic - below
-    return wave
+    amplitude = of_block(rhythm.amplitude * (symbols >= 0))
+    return (wave * fade * amplitude).flatten(1)[:, :n_samples]
 
 
 def play_text(text, seed=0, slots=0):
@@ -156,8 +147,7 @@ def play_text(text, seed=0, slots=0):
     if not text:
         raise ValueError("a question needs at least one symbol")
     symbols = encode(text) + [REST] * (slots - len(text))
-    generator = torch.Generator().manual_seed(seed)
-    rhythm = make_rhythm(1, len(symbols), generator)
+    rhythm = make_rhythm(1, len(symbols), torch.Generator().manual_seed(seed))
     n_samples = round(float(rhythm.end[0, -1]) * SAMPLE_RATE)
     return play(torch.tensor([symbols]), rhythm, n_samples)[0]
 
@@ -394,26 +384,12 @@ class Synthesis(NamedTuple):
     overdriven: Callable = overdriven
 
 
-def last_of_window(asked, wanted, is_training, chance):
-    """The slot in which each window ends, (B,): the last that sounds in question or answer. In
-    training, silence may follow, as in a recording and in a line of working whose end is used up.
-    """
-    slots = asked.shape[1]
-    at = torch.arange(slots, device=asked.device)
-    sounds = (asked != REST) | (wanted != REST)
-    last = torch.where(sounds, at, 0).amax(1)
-    if is_training:
-        share = chance.uniform(0, 1)[:, 0] ** 3
-        last += (share * (slots - last)).long()
-    return last
-
-
 def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
                sound='clean', synthesis=Synthesis(), block=BLOCK, **override):  # noqa: B008
     """n examples of a split, or part of them, rendered, in windows of whole blocks. The generator
     lives on `device`, except for the splits that must be the same anywhere: give those a CPU
     generator and move the batch. shuffled=True gives every question another's answer."""
-    # Random numbers are drawn for all n, so that several processes draw alike.
+    # What is drawn at random is drawn for all n, so that several processes draw alike.
     chance = Chance(n, generator, device)
     asked, wanted = draw(task, split, n, generator, device, **override)
     if shuffled:
@@ -421,7 +397,13 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     slots = asked.shape[1]
     rhythm = make_rhythm(n, slots, generator, device)
     n_samples = max_samples(slots, block)
-    last = last_of_window(asked, wanted, split == 'train', chance)
+    # The window ends with the last slot that sounds in question or answer. In training, silence
+    # may follow, as in a recording and in a line of working whose end is used up.
+    sounds = (asked != REST) | (wanted != REST)
+    last = torch.where(sounds, torch.arange(slots, device=device), 0).amax(1)
+    if split == 'train':
+        share = chance.uniform(0, 1)[:, 0] ** 3
+        last += (share * (slots - last)).long()
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
         room, in_room = draw_room(chance), chance.uniform(0, 1)[:, 0]
@@ -446,14 +428,15 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
         rows = in_room[part].argsort()[:len(question) // 2]
         room = Room(room.delays, *[t[part][rows].repeat(2, 1) for t in room[1:]])
         both = torch.cat([question[rows], repeated[rows]])
-        wet_question, wet_repeated = synthesis.reverberate(both, room).chunk(2)
-        question = question.index_copy(0, rows, wet_question)
-        repeated = repeated.index_copy(0, rows, wet_repeated)
+        both = synthesis.reverberate(both, room).chunk(2)
+        question = question.index_copy(0, rows, both[0])
+        repeated = repeated.index_copy(0, rows, both[1])
+        # What echoes into a gap is no part of the answer.
         repeated = only_repeated(repeated, task, asked, wanted, rhythm)
+        repeated = synthesis.overdriven(repeated, limit[part])
     question = question + noise
     if sound == 'real':
         question = synthesis.overdriven(question, limit[part])
-        repeated = synthesis.overdriven(repeated, limit[part])
     made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
     return Batch(
         question=question,
@@ -479,13 +462,8 @@ def split_batches(task, split, n, seed=1337, device='cpu', **override):
         made += 50
         if made >= n or len(parts) * parts[0].question.numel() >= most:
             n_kept = 50 * len(parts) - max(0, made - n)
-            yield tree_map(partial(joined, n_kept, device), *parts)
+            yield tree_map(lambda *ts: torch.cat(ts)[:n_kept].to(device), *parts)  # noqa: B023
             parts = []
-
-
-def joined(n, device, *parts):
-    """Parts of batches, tensors of one kind -> the first n of their rows, on a device"""
-    return torch.cat(parts)[:n].to(device)
 
 
 if __name__ == '__main__':

@@ -98,9 +98,6 @@ class Ends(NamedTuple):
     cut: torch.Tensor
     end: torch.Tensor
 
-    def of(self, rows):
-        return Ends(*[t[rows] for t in self])
-
 
 def ends_of(sounds, front, back, earlier=0):
     """Which blocks sound (B, blocks) -> Ends. The cuts are made in silence, behind the first
@@ -157,12 +154,11 @@ def hear_ends(model, waves, lengths, ends):
 
 
 class Hearing(NamedTuple):
-    """What one hearing of the ends gave: after how many tones it cut, which rows it counts for
-    (B,), what the beginnings then are (B, any), and their spectrum"""
-    front: int
+    """What one hearing of the ends gave"""
+    front: int               # after how many tones it cut
     back: int
-    counts: torch.Tensor
-    beginning: torch.Tensor
+    counts: torch.Tensor     # (B,) for which rows it counts
+    beginning: torch.Tensor  # (B, any) the sound of their beginnings then
     spectrum: torch.Tensor
 
 
@@ -196,20 +192,15 @@ def brief_pass(model, waves, lengths, may):
         rows = (may & ~sure & leaves_out).nonzero()[:, 0]
         if not len(rows):
             continue
-        ends = ends.of(rows)
+        ends = Ends(*[t[rows] for t in ends])
         wave, may_change, counts = hear_ends(model, waves[rows], lengths[rows], ends)
         # What would the beginnings be after this hearing, at their places in what was played?
         at = place[rows] - HOP * ends.start[:, None]
         is_new = (at >= 0) & (at < may_change) & counts[:, None]
         new = wave.gather(1, at.clamp(0, wave.shape[1] - 1))
         begun = old.index_copy(0, rows, torch.where(is_new, new, old[rows]))
-        now = Hearing(
-            front=front,
-            back=back,
-            counts=torch.zeros_like(may).index_copy(0, rows, counts),
-            beginning=begun,
-            spectrum=model.spectrum.stft(begun),
-        )
+        counts = torch.zeros_like(may).index_copy(0, rows, counts)
+        now = Hearing(front, back, counts, begun, model.spectrum.stft(begun))
         # The sound of the first of two that agree is kept.
         for earlier_one in hearings:
             k = (agree(model, now, earlier_one) & ~sure).nonzero()[:, 0]
