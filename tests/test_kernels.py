@@ -171,11 +171,11 @@ def test_short_mixer_on_a_gpu(dtype, bound):
 
 # --- what a model is handed ---
 
-def frames_of(model, question, dtype=torch.float32):
-    """The frames that a model answers to (1, S)"""
+def logits_of(model, question, dtype=torch.float32):
+    """The logits that a model answers to (1, S); frames are silent before it is trained"""
     lengths = torch.tensor([question.shape[1]], device=question.device)
     with torch.autocast(question.device.type, dtype, dtype != torch.float32):
-        return model(question, lengths).frames
+        return model(question, lengths).logits
 
 
 def test_on_a_cpu_a_model_stays_as_it_is():
@@ -208,10 +208,10 @@ def test_the_scan_goes_by_length(T, is_long):
 @pytest.mark.skipif(not shutil.which('g++'), reason="there is no C++ compiler")
 def test_a_compiled_model_answers_alike():
     question = torch.randn(1, 8000, generator=gen())
-    wanted = frames_of(tiny_model(), question)
+    wanted = logits_of(tiny_model(), question)
     model = tiny_model()
     fast.use(model, compiled=True)
-    found = frames_of(model, question)
+    found = logits_of(model, question)
     assert (found - wanted).abs().max() < 1e-4
 
 
@@ -230,10 +230,10 @@ def test_a_model_answers_alike_on_a_gpu(scan, compiled, tokens):
         pytest.skip(kernel_missing())
     model = tiny_model().cuda()
     question = 0.1 * torch.randn(1, tokens * model.config.token, generator=gen()).cuda()
-    wanted = frames_of(model, question)
+    wanted = logits_of(model, question)
     fast.use(model, scan, compiled)
     for dtype, bound in ((torch.float32, 1e-2), (torch.bfloat16, 0.1)):
-        found = frames_of(model, question, dtype)
+        found = logits_of(model, question, dtype)
         assert (found - wanted).abs().max() < bound * wanted.abs().max()
 
 
