@@ -46,6 +46,13 @@ def path_of(script):
     return os.path.join(ROOT, script)
 
 
+def source_of(program):
+    """A program, such as train.py or lab.figures -> its source"""
+    path = program if program.endswith('.py') else program.replace('.', '/') + '.py'
+    with open(path_of(path), encoding='utf-8') as f:
+        return f.read()
+
+
 def is_one_line(text):
     return len(text.strip().splitlines()) == 1 and 'Traceback' not in text
 

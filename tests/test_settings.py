@@ -1,5 +1,6 @@
 """
-Config files and flags: what the configurator takes and refuses, and that every config fits.
+Settings: what the configurator takes and refuses, that every config fits, and what --help prints.
+And that importing is only importing.
 
 $ python -m pytest tests/test_settings.py
 """
@@ -10,24 +11,46 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
 
 import configurator
 import system
-from configurator import configure, run_name
-from tests.helpers import ROOT, TRAIN, output, path_of, refusal, run_here
+from configurator import configure
+from model import JMambaConfig
+from tests.helpers import (
+    ROOT,
+    TRAIN,
+    command,
+    environment,
+    output,
+    path_of,
+    refusal,
+    run_here,
+    source_of,
+    undone,
+)
 
-SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'inside.py', 'bench.py',
-           'ask.py', 'checkpoint.py']
+PROGRAMS = ['prepare.py', 'train.py', 'score.py', 'sample.py', 'checkpoint.py',
+            'lab.figures', 'lab.bench', 'lab.inside', 'lab.results', 'lab.readability',
+            'text.ask', 'text.dataset', 'page.export']
+
+
+@pytest.fixture(autouse=True)
+def process():
+    """What configure() does to a program's process is undone after each test."""
+    with undone():
+        yield
 
 
 @pytest.fixture
 def settings():
     return {
+        '__name__': '__main__',
         '__file__': path_of('train.py'),
-        '__doc__': 'A script.',
+        '__doc__': 'A program.',
         'batch_size': 16,
         'learning_rate': 1e-3,
         'compile': False,
@@ -137,12 +160,12 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--pauses=1e308', 'pauses takes a number'),
     ('--tasks=mirror,mod --pauses=1,2,3', 'such as 1,1, not'),
     ('--tasks=mod --aloud=mod --hide=1 --batch_size=3', 'even number'),
+    ('--w_ctc=0.1 --compile=true', 'w_ctc needs compile=False'),
     ('--hide=2', 'hide must be at least 0 and at most 1, not 2.0'),
     ('--hide=0.5 --pointer=False', 'hide needs the pointer'),
     ('--mix=1,2', 'such as 1, not'),
     ('--mix=0', 'mix must leave a share to one of the tasks'),
     ('--mix=1e308', 'mix takes a number from 0 to 10000'),
-    ('--mix_floor=0', 'mix_floor must be at least 0.001'),
     ('--sound=loud', 'sound is clean or real'),
     ('--aloud=mirror', 'aloud'),
     ('--batch_size=0', 'batch_size must be at least 1'),
@@ -150,12 +173,13 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--init_from=best', 'there is no best'),
     ('--dtype=float16', 'auto or float32 or bfloat16'),
     ('--ssd=fast', 'auto or torch or mamba_ssm'),
+    ('--learns=ear', 'learns names no part of the model: ear'),
     ('--patch=3', 'patch must divide 40'),
     ('--patch=0', 'patch must be a positive multiple of 1'),
     ('--d_model=33', 'd_model must be a positive multiple of 4'),
     ('--w_frames=0 --w_symbols=0', 'nothing is learned'),
     ('--device=abacus', "no device 'abacus'"),
-    pytest.param('--ssd=mamba_ssm', 'use ssd=auto', marks=needs_no_gpu),
+    pytest.param('--ssd=mamba_ssm', 'ssd=auto takes what there is', marks=needs_no_gpu),
     pytest.param('--device=cuda', "no device 'cuda'", marks=needs_no_gpu),
 ])
 def test_settings_that_cannot_be_get_a_sentence(flags, says, tmp_path, capsys):
@@ -172,14 +196,14 @@ def configs():
     return sorted(found)
 
 
-def script_of(path):
-    """The script that a config is for"""
+def program_of(path):
+    """The program that a config is for"""
     with open(path_of(path)) as f:
         return 'score.py' if 'for score.py' in f.read() else 'train.py'
 
 
 @pytest.mark.parametrize('path', configs())
-def test_a_config_can_be_applied_to_its_script(path, monkeypatch, capsys):
+def test_a_config_can_be_applied_to_its_program(path, monkeypatch, capsys):
     reached = []
 
     def pick_device(device):
@@ -187,77 +211,206 @@ def test_a_config_can_be_applied_to_its_script(path, monkeypatch, capsys):
         reached.append(device)
         sys.exit(0)
 
-    monkeypatch.setattr(configurator, 'pick_device', pick_device)
-    assert run_here(script_of(path), path_of(path))[0] == 0, capsys.readouterr().err
+    monkeypatch.setattr(system, 'pick_device', pick_device)
+    assert run_here(program_of(path), path_of(path))[0] == 0, capsys.readouterr().err
     assert reached == ['auto']
 
 
-@pytest.mark.parametrize('argv, seed, name', [
-    (['config/mirror.py'], 1337, 'mirror'),
-    (['config/ablate/no_pointer.py', '--seed=2'], 2, 'ablate/no_pointer_s2'),
-    (['config/mod.py', 'own.py'], 1337, 'own'),
-    (['my_config/deep/own.py'], 1337, 'own'),
-    ([], 1337, 'mirror_mod'),
-    (['--lr=1'], 3, 'mirror_mod_s3'),
+@pytest.mark.parametrize('argv, name', [
+    (['config/mirror.py'], 'mirror'),
+    (['config/ablate/no_pointer.py', '--seed=2'], 'ablate/no_pointer_s2'),
+    (['config/mirror.py', 'own.py'], 'own'),
+    (['deep/own.py'], 'own'),
+    (['--tasks=mirror,reverse'], 'mirror_reverse'),
+    (['--tasks=mirror,reverse', '--seed=3'], 'mirror_reverse_s3'),
 ])
-def test_the_folder_of_a_run_is_named_after_its_config(argv, seed, name, tmp_path, monkeypatch):
-    paths = [path_of(a) if a.startswith('config') else a for a in argv]
+def test_the_folder_of_a_run_is_named_after_its_config(argv, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *paths])
-    assert run_name('mirror_mod', seed) == name
-    if paths == argv:
-        return
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
-    assert run_name('mirror_mod', seed) == name
+    (tmp_path / 'deep').mkdir()
+    for own in ('own.py', 'deep/own.py'):
+        (tmp_path / own).touch()
+    (tmp_path / 'out').touch()  # in the way of any folder, so that the program says which it is
+    given = [path_of(a) if a.startswith('config') else a for a in argv]
+    said = refusal(capsys, 'train.py', *TRAIN, *given)
+    assert f'cannot write to out/{name}: ' in said
+
+
+# --- what is set, and what reads it ---
+
+def parts_of(program):
+    """A program's source -> the lines of the block of its settings; what comes after it"""
+    lines = source_of(program).partition('\n# --- settings')[2].splitlines()[1:]
+    end = next(i for i, line in enumerate(lines) if 'configure(globals()' in line)
+    return lines[:end], '\n'.join(lines[end + 1:])
+
+
+def defaults_of(program):
+    """-> {name of a setting: its value}, as they stand in its source"""
+    block = ast.parse('\n'.join(parts_of(program)[0]))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in block.body}
+
+
+def test_the_model_that_train_makes_is_that_of_the_model():
+    here = defaults_of('train.py')
+    of_model = {f.name: f.default for f in fields(JMambaConfig)}
+    both = here.keys() & of_model.keys()
+    assert len(both) > 12
+    assert {key: here[key] for key in both} == {key: of_model[key] for key in both}
+    assert of_model.keys() - both == {'n_symbols', 'n_so_far'}  # which the tasks say
+
+
+def read_in(source):
+    """The names that code reads, and its texts, which may be keys"""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_each_setting_is_read(program):
+    read = read_in(parts_of(program)[1])
+    if program == 'train.py':
+        read |= {f.name for f in fields(JMambaConfig)}  # which the next test asks for
+    assert not defaults_of(program).keys() - read
+
+
+def test_each_setting_of_the_model_is_read():
+    read = read_in(source_of('model.py'))
+    assert not {f.name for f in fields(JMambaConfig)} - read
 
 
 # --- help ---
 
-def test_help_lists_settings_with_their_comments(settings, capsys):
-    with pytest.raises(SystemExit) as e:
-        configure(settings, ['--help'])
-    text = capsys.readouterr().out
-    assert e.value.code == 0
-    assert re.search(r'--compile=False +# torch.compile', text)
-    assert 'json' not in text and 'CONSTANT' not in text
+def test_help_prints_the_block_as_it_stands(config, capsys):
+    path = config('"""\nWhat it does.\n"""\nfrom configurator import configure\n\n'
+                  '# --- settings ---\n# first\nwide = 3        # as wide as that\nname = \'\'\n'
+                  '# then\nis_so = False   # = or not\nconfigure(globals())\n'
+                  'print("it went on")\nlate = 3  # no setting\n')
+    shown = re.sub(' +#', ' #', output(capsys, path, '--wide=44', '--help'))
+    assert shown == ('What it does.\n\n# first\n--wide=44 # as wide as that\n--name=\n'
+                     '# then\n--is_so=False # = or not\n')
+    assert 'it went on' in output(capsys, path)
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_every_script_has_help(script, capsys):
-    text = output(capsys, script, '--help')
-    assert f'$ python {script}' in text
-    usage, listed = text.split('\nsettings:\n')
-    assert re.search(r'^  --\w+=.*  # ', listed, re.M)
-    for value in re.findall(r'^  --\w+=(.*?)(?:  # .*)?$', listed, re.M):
-        ast.literal_eval(value.strip())  # not what a function's variable of the same name is
+def without_torch(folder, program, *flags):
+    """Run a program where what takes seconds to import cannot be imported -> the process"""
+    for module in ('torch', 'numpy', 'scipy', 'matplotlib', 'tqdm', 'httpx'):
+        (folder / f'{module}.py').write_text('raise SystemExit("this takes seconds")')
+    paths = {'PYTHONPATH': os.pathsep.join([str(folder), ROOT])}
+    return subprocess.run(command(program, *flags), env=environment(**paths), cwd=folder,
+                          capture_output=True, text=True)
 
 
-def test_help_of_train_lists_the_settings_of_the_model(capsys):
-    listed = output(capsys, 'train.py', '--help')
-    assert re.search(r'^  --n_encoder=6 +# Mamba-2 layers', listed, re.M)
-    assert '--n_symbols' not in listed
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_each_program_has_help_and_needs_no_torch_for_it(program, tmp_path):
+    p = without_torch(tmp_path, program, '--help')
+    assert (p.returncode, p.stderr) == (0, '')
+    assert f'$ python {"" if program.endswith(".py") else "-m "}{program}' in p.stdout
+    lines, values = parts_of(program)[0], defaults_of(program)
+    assert lines
+    for line, shown in zip(lines, p.stdout.splitlines()[-len(lines):], strict=True):
+        name = line.partition(' = ')[0]
+        if name not in values:
+            assert shown == line
+            continue
+        setting, *comment = re.split(' +# ', shown, maxsplit=1)
+        assert setting == f'--{name}={values[name]}'
+        assert comment == re.split(' +# ', line, maxsplit=1)[1:]
 
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_mistyped_flag_needs_no_torch(program, tmp_path):
+    p = without_torch(tmp_path, program, '--batchsise=3')
+    name = program.rpartition('.')[2] + '.py' if '.py' not in program else program
+    assert (p.returncode, p.stdout) == (2, '')
+    assert p.stderr.startswith(f"{name}: error: --batchsise=3: there is no setting 'batchsise'; ")
+    assert len(p.stderr.splitlines()) == 1
+
+
+def test_help_has_the_values_of_the_config_that_is_named(capsys):
+    text = output(capsys, 'train.py', path_of('config/mod.py'), '--seed=5', '--help')
+    mod = configurator.run_config(path_of('config/mod.py'))
+    assert mod['batch_size'] == 256
+    for key, value in {**mod, 'seed': 5, 'patch': 5}.items():
+        assert re.search(rf'^--{key}={re.escape(str(value))}( |$)', text, re.M)
+
+
+# --- importing is only importing ---
+
+MINE = '''
+"""A program of a user, with settings and flags of its own."""
+import os, random, signal, sys, types
+x = types.SimpleNamespace()
+x.y = 1
+batch_size, hide = 'mine', None
+
+import matplotlib, numpy, scipy.signal, torch, tqdm
+
+def state():
+    return {
+        'hook': sys.excepthook,
+        'signals': {n: signal.getsignal(n) for n in signal.valid_signals()},
+        'environment': dict(os.environ),
+        'argv': list(sys.argv),
+        'stdout': (id(sys.stdout), sys.stdout.line_buffering, sys.stdout.errors),
+        'folder': os.getcwd(),
+        'files': sorted(os.listdir()),
+        'random': random.getstate(),
+        'numpy': str(numpy.random.get_state()),
+        'torch': torch.get_rng_state().tolist(),
+        'threads': torch.get_num_threads(),
+        'type': torch.get_default_dtype(),
+        'tf32': torch.backends.cuda.matmul.allow_tf32,
+        'grad': torch.is_grad_enabled(),
+        'backend': matplotlib.get_backend(),
+    }
+
+assert __name__ == '__main__' and sys.argv[1:] == ['--my_flag', '3', 'nothing.py', '--help']
+before = state()
+for name in MODULES:
+    __import__(name)
+    after = state()
+    if 'fast.kernels' in sys.modules:  # Triton asks for the first; PyTorch's compiler sets another
+        for key in 'DISABLE_MMA_V3', 'TORCHINDUCTOR_CACHE_DIR':
+            after['environment'].pop(key, None)
+    changed = [key for key in before if before[key] != after[key]]
+    if changed:
+        sys.exit(f'import {name} changes {changed}')
+assert (batch_size, hide) == ('mine', None)
+'''
+
+
+def modules():
+    """All modules of the project but train, which is a script, as in nanoGPT"""
+    listed = glob.glob('*.py', root_dir=ROOT)
+    for package in ('tasks', 'fast', 'audio', 'lab', 'text', 'page'):
+        listed += glob.glob(f'{package}/*.py', root_dir=ROOT)
+    names = {path[:-3].replace('/', '.').removesuffix('.__init__') for path in listed}
+    assert {'prepare', 'model', 'think', 'score', 'sample', 'fast.kernels', 'lab.bench',
+            'page.export'} < names
+    return sorted(names - {'train', 'test_smoke'}, reverse=True)  # fast/ among the last
+
+
+def test_a_program_of_ones_own_can_import_everything(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(MINE.replace('MODULES', repr(modules())))
+    flags = '--my_flag', '3', 'nothing.py', '--help'
+    p = subprocess.run([sys.executable, path, *flags], cwd=tmp_path, env=environment(),
+                       capture_output=True, text=True)
+    assert (p.returncode, p.stdout, p.stderr) == (0, '', '')
+
+
+# --- where a result comes from ---
 
 def test_provenance_names_the_command_and_the_versions(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['/somewhere/train.py', '--out_dir=a b'])
-    found = results.provenance()
+    found = system.provenance()
     assert found['command'] == "train.py '--out_dir=a b'"
     assert found['torch'] == torch.__version__
     assert {'commit', 'python', 'numpy', 'scipy'} <= set(found)
-
-
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_help_and_mistakes_need_no_torch(script, tmp_path, capsys):
-    for module in ('torch', 'numpy', 'matplotlib', 'tqdm', 'httpx'):
-        (tmp_path / f'{module}.py').write_text('raise SystemExit("this takes seconds")')
-    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-
-    def early(*flags):
-        return subprocess.run([sys.executable, path_of(script), *flags], env=environment,
-                              capture_output=True, text=True)
-
-    assert early('--help').stdout == output(capsys, script, '--help')
-    p = early('--batchsize=3')
-    assert p.returncode == 2
-    assert p.stderr == refusal(capsys, script, '--batchsize=3')
