@@ -5,21 +5,29 @@ $ python -m pytest tests/test_model.py
 """
 import math
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lab.baselines import make_model
-from checkpoint import load_checkpoint
 from audio.files import read_wav, write_wav
-from losses import Hiding
-from model import N_BINS, POINTER_WINDOW, WINDOW, JMambaConfig, local_attention, ssd
-from prepare import LOUDNESS, make_batch, make_rhythm, play, play_text
-from score import transcribe
-from tasks import decode, encode
-from tests.helpers import TINY, gen, tiny_model
+from checkpoint import load_checkpoint
+from lessons import Hiding
+from model import (
+    N_BINS,
+    POINTER_WINDOW,
+    WINDOW,
+    JMambaConfig,
+    local_attention,
+    mixer,
+    ssd,
+)
+from prepare import make_batch, play_text
+from tasks import encode
+from tests.helpers import TINY, gen, texts_of, tiny_model
 from think import converse
+from transcribe import transcribe
 
 TOKEN = 800  # samples
 
@@ -132,7 +140,7 @@ def test_the_encoder_does_not_hear_the_future_and_padding_does_not_matter():
     assert (a[:, :33] - b[:, :33]).abs().max() < 1e-6
     assert (a[:, 33] - b[:, 33]).abs().max() > 1e-3
     lengths = torch.tensor([33 * TOKEN, 20 * TOKEN - 5])
-    long, short = model(x, lengths)[0], model(y[:, :40 * TOKEN], lengths)[0]
+    long, short = model(x, lengths).frames, model(y[:, :40 * TOKEN], lengths).frames
     for i, n in enumerate(lengths // TOKEN):
         assert (long[i, :5 * n] - short[i, :5 * n]).abs().max() < 1e-4
     answers, _ = converse(model, x, lengths)
@@ -200,24 +208,7 @@ def test_what_is_played_again_does_not_wear_out():
         wave = s.wave(s.exp(s.squelch(s.log(s.magnitude(heard)))), heard)
         off = ((wave - clean).square().mean() / clean.square().mean()).sqrt()
         assert off < 0.14
-    assert transcribe(wave) == [decode(row) for row in b.asked]
-
-
-@pytest.mark.parametrize('layer', ['transformer', 'lstm', 'attention'])
-def test_layers_to_compare_with(layer):
-    torch.manual_seed(0)
-    model, ours = (make_model(JMambaConfig(layer=name)).eval() for name in (layer, 'mamba2'))
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, ours)]
-    assert layer == 'attention' or sizes[0] == pytest.approx(sizes[1], rel=0.02)
-    # What stands at a token has heard nothing after it, and something before it.
-    wave = torch.randn(1, 8000, generator=gen())
-    late, early = wave.clone(), wave.clone()
-    late[:, 4000:] = 0
-    early[:, :800] = 0
-    x, y, z = (model.encode(model.hear(w)) for w in (wave, late, early))
-    assert torch.allclose(x[:, :5], y[:, :5], atol=1e-5)
-    assert not torch.allclose(x[:, 5:], y[:, 5:], atol=1e-3)
-    assert not torch.allclose(x[:, 4:5], z[:, 4:5], atol=1e-4)
+    assert transcribe(wave) == texts_of(b.asked)
 
 
 def test_noise_is_not_pointed_at():
@@ -225,8 +216,8 @@ def test_noise_is_not_pointed_at():
     torch.nn.init.constant_(model.gate.bias, 20)  # all of it is
     b = make_batch('mirror', 'val', 16, gen())
     noise = 0.03 * torch.randn(b.question.shape, generator=gen())
-    assert model(b.question, b.lengths)[0].amax() > 1
-    assert (model(noise, b.lengths)[0] == 0).all()
+    assert model(b.question, b.lengths).frames.amax() > 1
+    assert (model(noise, b.lengths).frames == 0).all()
 
 
 # --- what can only be pointed at ---
@@ -251,7 +242,7 @@ def test_what_is_out_of_sight_can_only_be_pointed_at():
         visible = torch.arange(40) < torch.tensor([seen, 40])[:, None]
         neighbour = torch.tensor([0 if seen == 40 else 1, 1])
         hiding = Hiding(neighbour, visible, noise)
-        return model.answer(tokens, frames, lengths, hiding=hiding)[1][0]
+        return model.answer(tokens, frames, lengths, hiding=hiding).logits[0]
 
     def change(first, second, seen):
         tokens = torch.stack([first[0], second[1]])
@@ -281,7 +272,7 @@ def test_what_is_repeated_can_only_be_pointed_at():
     new = (torch.arange(200) < 100).expand(2, -1)
 
     def plays(may_generate):
-        return model.answer(memory, frames, lengths, may_generate)[0][0]
+        return model.answer(memory, frames, lengths, may_generate).frames[0]
 
     before = plays(new)
     torch.nn.init.ones_(model.frames.bias)
@@ -293,76 +284,68 @@ def test_what_is_repeated_can_only_be_pointed_at():
 
 # --- the conversation ---
 
-def test_digital_silence_is_never_heard():
-    model, encoded, answered = tiny_model(), [], []
-    encode_frames, answer_frames = model.encode, model.answer
-
-    def encode(frames):
-        encoded.append(frames)
-        return encode_frames(frames)
-
-    def answer(memory, frames, lengths):
-        answered.append(frames)
-        return answer_frames(memory, frames, lengths)
-
-    model.encode, model.answer = encode, answer
-    question = torch.zeros(2, 16000)
-    converse(model, question)
-    converse(model, question)
-    noise = model.hear(0.01 * torch.randn(2, 16000, generator=gen()))
-    assert torch.equal(*encoded)
-    assert encoded[0].mean() == pytest.approx(float(noise.mean()), rel=0.05)
-    assert not question.any()
-    # This is what is pointed at: the noise is not played again and again.
-    assert answered[0].max() < 1e-3
-
-
-def test_thinking_stops_when_what_is_played_is_what_was_heard():
-    model = tiny_model()
-    asked = torch.tensor([encode('98%7') + [-1], encode('12%') + [-1, -1]])
-    wanted = torch.tensor([[-1] + encode('28%7'), encode('12%') + [-1, -1]])
-    rhythm = make_rhythm(2, 5, gen())
-    rhythm = rhythm._replace(amplitude=torch.full((2, 5), LOUDNESS))  # what converse() makes of it
-    questions, replies = (play(rows, rhythm, 12800) for rows in (asked, wanted))
-    hear, sounds, heard = model.hear, [], []
-
-    def listen(question):
-        sounds.append(question)
-        return hear(question)
-
-    def answer(memory, frames, lengths):
-        """The first line leads to the second, which leads to itself."""
-        heard.append(transcribe(sounds[-1]))
-        played = F.pad(replies[:len(memory)], (0, TOKEN))
-        return hear(played).unflatten(2, (5, -1)).flatten(1, 2), None, None
-
-    model.hear, model.answer = listen, answer
-    answers, passes = converse(model, questions, torch.tensor([12800, 12800]), think=16)
-    assert passes.tolist() == [1, 0]
-    assert len(answers) == 2
-    assert heard == [['98%7', '12%'], ['28%7']]
-    assert transcribe(answers[-1]) == ['28%7', '12%']
-
-
 def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
     model = tiny_model().train()
-    b = make_batch('mirror', 'train', 8, gen())
-    wanted = [decode(row) for row in b.wanted]
-    heard = transcribe(converse(model, b.question, b.lengths)[0][0])
-    assert sum(h == w for h, w in zip(heard, wanted, strict=True)) < 2
+    b = make_batch('mirror', 'train', 4, gen())
+    wanted = texts_of(b.wanted)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    target = model.hear(b.answer).unflatten(2, (5, -1)).flatten(1, 2)
-    for _ in range(80):
-        loss = (model(b.question, b.lengths)[0] - target).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    played = converse(model, b.question, b.lengths)[0][0]
-    assert transcribe(played) == wanted
+    target = model.in_frames(model.hear(b.answer))
+    right = []
+    for n in (50, 0):
+        played = converse(model, b.question, b.lengths)[0][0]
+        heard = transcribe(played)
+        right.append(sum(h == w for h, w in zip(heard, wanted, strict=True)))
+        for _ in range(n):
+            loss = (model(b.question, b.lengths).frames - target).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert right == [0, 4]
     for i, wave in enumerate(played):
         path = str(tmp_path / f'{i}.wav')
         write_wav(path, wave)
         assert transcribe(read_wav(path)[None]) == [wanted[i]]
+
+
+# --- faster functions ---
+
+def test_a_mixer_that_is_handed_in_is_asked_by_every_layer_and_answers_alike():
+    """Here it is a slower one: the scan as it is defined."""
+    model, asked = tiny_model(), []
+
+    def step_by_step(*inputs):
+        asked.append(inputs)
+        return mixer(*inputs, scan=recurrence)
+
+    b = make_batch('mirror', 'train', 2, gen())
+    before = model(b.question, b.lengths)
+    model.hand_in(mixer=step_by_step)
+    after = model(b.question, b.lengths)
+    assert len(asked) == model.config.n_encoder + model.config.n_decoder
+    torch.testing.assert_close(after.frames, before.frames, atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.so_far, before.so_far, atol=1e-4, rtol=0)
+
+
+def test_what_a_pass_calls_once_may_be_compiled():
+    model, called = tiny_model(), []
+
+    def compiled(function):
+        def faster(*inputs):
+            called.append(function.__name__)
+            return function(*inputs)
+
+        return faster
+
+    b = make_batch('mirror', 'train', 2, gen())
+    before = model(b.question, b.lengths)
+    model.hand_in(compiled=compiled)
+    after = model(b.question, b.lengths)
+    assert torch.equal(after.frames, before.frames)
+    assert {'hear', 'pace', 'play', 'squelch'} <= set(called)
+    # Each model has its own.
+    n = len(called)
+    tiny_model()(b.question, b.lengths)
+    assert len(called) == n
 
 
 # --- settings and checkpoints ---
@@ -380,9 +363,17 @@ def test_impossible_shapes_are_named(bad, says):
         JMambaConfig(**bad)
 
 
+@pytest.mark.parametrize('key', ['layer', 'cross', 'self_attention', 'front'])
+@pytest.mark.parametrize('name', ['nothing:Here', 'lab.baselines:Nobody', 'Nobody', 'lab:', ''])
+def test_a_part_that_is_not_there_is_named(key, name):
+    says = re.escape(f"{key} names a class of model.py, or one of another file, such as "
+                     f"lab.baselines:LSTM; there is no {name!r}")
+    with pytest.raises(ValueError, match=f'^{says}$'):
+        JMambaConfig(**{key: name})
+
+
 def checkpoint_of(model):
-    args = {key: getattr(model.config, key) for key in JMambaConfig.__dataclass_fields__}
-    return {'model_args': args, 'model': model.state_dict(), 'iter_num': 0,
+    return {'model_args': asdict(model.config), 'model': model.state_dict(), 'iter_num': 0,
             'config': {'tasks': 'mirror', 'aloud': ''}}
 
 
