@@ -35,7 +35,6 @@ D_CONV = 4           # taps of the short convolution
 CHUNK = 64           # tokens that the scan takes at once
 WINDOW = 16          # tokens that self-attention and attention by clock reach
 POINTER_WINDOW = 4   # tokens that the pointer reaches
-PLACES = {'same', 'end', 'again'}
 
 
 @dataclass
@@ -65,38 +64,27 @@ class JMambaConfig:
         self.token = self.patch * HOP  # samples
         # The middle of what a token's frames hear, in samples after the token's start
         self.middle = (self.token + HOP - WIN_LENGTH) / 2
-        multiples = {
-            'd_model': 2 * self.n_head,
-            'n_head': 2,
-            'n_encoder': 1,
-            'n_decoder': 2,
-            'd_state': 1,
-            'head_dim': 1,
-            'patch': 1,
-        }
-        for key, divisor in multiples.items():
+        for key in ('n_encoder', 'n_decoder', 'd_state', 'head_dim', 'n_head', 'patch', 'd_model'):
             value = getattr(self, key)
-            if value < 1 or value % max(divisor, 1):
+            divisor = {'n_decoder': 2, 'n_head': 2, 'd_model': 2 * self.n_head}.get(key, 1)
+            if value < 1 or value % divisor:
                 raise ValueError(f"{key} must be a positive multiple of {divisor}, not {value}")
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim must divide {self.d_inner}, not be {self.head_dim}")
-        if not set(self.points_at.split(',')) <= PLACES:
+        if not set(self.points_at.split(',')) <= {'same', 'end', 'again'}:
             raise ValueError(f"points_at are some of same, end, again, not {self.points_at!r}")
         if not 0 <= self.counting <= 1:
             raise ValueError(f"counting must lie between 0 and 1, not {self.counting}")
-        for key in ('layer', 'cross', 'self_attention', 'front'):
-            if getattr(self, key) != 'stft':
-                part_named(key, getattr(self, key))
 
 
-def part_named(key, name):
+def part_named(name):
     """'Mamba2', a class of this file, or 'lab.baselines:LSTM', one of another -> the class"""
     module, _, class_name = name.rpartition(':')
     try:
         return getattr(importlib.import_module(module or __name__), class_name)
     except (ImportError, AttributeError, ValueError):
-        raise ValueError(f"{key} names a class of model.py, or one of another file, such as "
-                         f"lab.baselines:LSTM; there is no {name!r}") from None
+        raise ValueError("a part of the model is a class of model.py, or one of another file, such "
+                         f"as lab.baselines:LSTM; there is no {name!r}") from None
 
 
 # --- sound to frames and back ---
@@ -117,16 +105,13 @@ class Spectrum(nn.Module):
         k = torch.arange(N_BINS, dtype=torch.float64)
         angle = 2 * math.pi / N_FFT * n[:, None] * k
         basis = torch.cat([angle.cos(), -angle.sin()], 1)  # (3 hop, 2F)
-        basis = basis * window[:, None]
-        basis = basis * (k >= N_DEAF).repeat(2)
+        basis = basis * window[:, None] * (k >= N_DEAF).repeat(2)
         gain = window.sum() / 2
         # The least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the
-        # sum of squared windows. Every bin but the outermost has a mirror image.
-        squares = window.square().view(3, HOP)
-        overlap = squares.sum(0).repeat(3)[:, None]
-        is_outermost = (k == 0) | (k == N_FFT // 2)
-        images = torch.where(is_outermost, 1.0, 2.0).repeat(2)
-        inverse = basis * gain * images / N_FFT / overlap
+        # sum of squared windows. Every bin but the lowest has a mirror image.
+        overlap = window.square().view(3, HOP).sum(0).repeat(3)
+        images = torch.where(k == 0, 1.0, 2.0).repeat(2)
+        inverse = basis * gain * images / N_FFT / overlap[:, None]
         self.keep('analysis', basis / gain)
         self.keep('synthesis', inverse.T)
         # As many bins on either side, or noise that falls off would pass for low tones.
@@ -140,10 +125,9 @@ class Spectrum(nn.Module):
 
     def stft(self, wave):
         """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F)"""
-        padded = F.pad(wave, (2 * HOP, 0))
-        blocks = padded.unfold(1, 3 * HOP, HOP)
-        blocks = blocks.contiguous()  # or a CPU would multiply row by row
-        spectrum = blocks @ self.analysis
+        blocks = F.pad(wave, (2 * HOP, 0)).unfold(1, 3 * HOP, HOP)
+        # Without a copy a CPU would multiply row by row.
+        spectrum = blocks.contiguous() @ self.analysis
         return spectrum.unflatten(2, (2, -1))
 
     def istft(self, spectrum):
@@ -158,8 +142,8 @@ class Spectrum(nn.Module):
 
     def magnitude(self, spectrum):
         """(..., 2, F) -> (..., F)"""
-        power = spectrum.square().sum(-2)
-        return (power + 1e-12).sqrt()  # or silence would have no finite gradient
+        # Without the small constant the gradient of silence would not be finite.
+        return (spectrum.square().sum(-2) + 1e-12).sqrt()
 
     def log(self, magnitude):
         return torch.log1p(COMPRESS * magnitude)
@@ -188,18 +172,16 @@ class Spectrum(nn.Module):
         by_bin = F.avg_pool1d(by_bin, 5, 1, 2, count_include_pad=False)
         smooth = by_bin.transpose(1, 2)
         noise = self.noise(smooth, 2.5)
-        sounds = smooth > noise.clamp(min=1)
-        sounds = sounds.any(-1, keepdim=True)
-        is_tone = smooth > noise.clamp(min=0.6)
-
+        sounds = (smooth > noise.clamp(min=1)).any(-1, keepdim=True)
+        is_tone = sounds & (smooth > noise.clamp(min=0.6))
         # What only fell since its highest, and has not risen since its lowest, is no new tone.
         before = F.pad(by_bin, (10, 0))
         high = F.max_pool1d(before, 11, 1)
         low = -F.max_pool1d(-before, 11, 1)
         new = (by_bin > high - 0.25) | (by_bin > low + 0.6)
-        new = new.to(frames.dtype)
-        new = F.max_pool1d(new, 5, 1, 2)  # with its fades
-        return frames * new.transpose(1, 2) * (sounds & is_tone)
+        # Its fades belong to it.
+        new = F.max_pool1d(new.to(frames.dtype), 5, 1, 2)
+        return frames * new.transpose(1, 2) * is_tone
 
     def with_phase(self, magnitude, spectrum):
         """`magnitude` (..., F) with the phase of `spectrum` (..., 2, F)"""
@@ -212,14 +194,11 @@ class Spectrum(nn.Module):
         Beauregard, Harish and Wyse, 2015)."""
         inner = magnitude[..., 1:-1]
         k = inner.argmax(-1, keepdim=True) + 1
-        log = magnitude.clamp(min=1e-6).log()
         # The peak lies at the vertex of the parabola through the three highest bins.
-        left = log.gather(-1, k - 1)
-        peak = log.gather(-1, k)
-        right = log.gather(-1, k + 1)
-        curve = 2 * (left - 2 * peak + right)
-        shift = (left - right) / curve.clamp(max=-1e-6)
-        shift = shift.clamp(-0.5, 0.5)
+        log = magnitude.clamp(min=1e-6).log()
+        left, peak, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
+        curve = (2 * (left - 2 * peak + right)).clamp(max=-1e-6)
+        shift = ((left - right) / curve).clamp(-0.5, 0.5)
         # The phase is counted in turns; whole bins add up as integers, which lose no digits.
         whole = (HOP * k).cumsum(1) % N_FFT / N_FFT
         since_middle = shift.cumsum(1) - (k + shift) / 2  # of the window
@@ -284,8 +263,8 @@ def ssd(x, dt, A, B, C, chunk=CHUNK):
     # Within a chunk: what came in at token j reaches token i >= j, decayed by the tokens between.
     decay = decay.cumsum(2)  # (B, n, Q, H), from the start of the chunk
     by_head = decay.transpose(2, 3)
-    scores = C @ B.transpose(2, 3)  # (B, n, Q, Q)
-    scores = scores[:, :, None] * decays(by_head, by_head)  # (B, n, H, Q, Q)
+    scores = (C @ B.transpose(2, 3))[:, :, None]
+    scores = scores * decays(by_head, by_head)  # (B, n, H, Q, Q)
     y = scores.to(x.dtype) @ x.transpose(2, 3)
     y = y.transpose(2, 3)  # (B, n, Q, H, P)
     # Between chunks: what earlier ones leave behind.
@@ -300,9 +279,8 @@ def from_earlier_chunks(x, decay, total, B, C):
     -> (B, n, Q, H, P)"""
     # Each chunk alone leaves a state at its end.
     to_end = (decay[:, :, -1:] - decay).exp()
-    left = x * to_end[..., None].to(x.dtype)
-    left = B.transpose(2, 3) @ left.flatten(3)  # (B, n, N, HP)
-    left = left.unflatten(3, x.shape[3:])
+    left = (x * to_end[..., None].to(x.dtype)).flatten(3)
+    left = (B.transpose(2, 3) @ left).unflatten(3, x.shape[3:])  # (B, n, N, H, P)
     # The states of all earlier chunks, decayed since, add up at a chunk's start.
     total = total.transpose(1, 2).cumsum(2)  # (B, H, n)
     kept = decays(F.pad(total, (1, -1)), total, -1)  # (B, H, n, n)
@@ -326,10 +304,8 @@ def causal_conv(x, weight, bias):
 def gate_and_norm(y, z):
     """The scan's y (..., H, P) and the gate z (..., HP) -> (..., HP). The norm is over each head:
     one that counts far must not drown the others."""
-    gate = F.silu(z).unflatten(-1, y.shape[-2:])
-    y = y.float() * gate
-    y = F.rms_norm(y, y.shape[-1:], eps=1e-5)
-    return y.flatten(-2)
+    y = y.float() * F.silu(z).unflatten(-1, y.shape[-2:])
+    return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
 
 
 def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
@@ -384,10 +360,8 @@ def rotary(x):
     """Rotate pairs of (B, h, T, d) by the clock (Su et al., 2021), every 6 to 400 tokens"""
     half = x.shape[-1] // 2
     rate = 64.0 ** (-torch.arange(half, device=x.device) / half)
-    time = torch.arange(x.shape[2], device=x.device)
-    angle = time[:, None] * rate
-    cos = angle.cos().to(x.dtype)
-    sin = angle.sin().to(x.dtype)
+    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.split(half, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
@@ -546,21 +520,21 @@ class MiniJMamba(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        layer = part_named('layer', c.layer)
+        layer = part_named(c.layer)
         self.spectrum = Spectrum()
         if c.front == 'stft':
             self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
         else:
-            self.embed = part_named('front', c.front)(c)
+            self.embed = part_named(c.front)(c)
         self.encoder = nn.ModuleList(layer(c) for _ in range(c.n_encoder))
         self.start = nn.Parameter(torch.empty(c.d_model))  # the decoder's query
-        self.cross = part_named('cross', c.cross)(c)
+        self.cross = part_named(c.cross)(c)
         self.decoder = nn.ModuleList(layer(c) for _ in range(c.n_decoder))
-        self.self_attention = part_named('self_attention', c.self_attention)(c)
+        self.self_attention = part_named(c.self_attention)(c)
         self.norm = nn.RMSNorm(c.d_model)
         self.frames = nn.Linear(c.d_model, c.patch * N_BINS)
-        n_places = len(c.points_at.split(','))
-        self.gate = nn.Linear(c.d_model, c.patch * n_places)
+        places = c.points_at.split(',')
+        self.gate = nn.Linear(c.d_model, c.patch * len(places))
         self.logits = nn.Linear(c.d_model, c.n_symbols + 1)  # the last one: no symbol
         self.so_far = nn.Linear(c.d_model, c.n_so_far)
         self.halt = nn.Linear(c.d_model, 1) if c.halting else None
@@ -603,8 +577,7 @@ class MiniJMamba(nn.Module):
 
     def whole_tokens(self, question):
         """(B, S) -> the same with silence up to a whole token"""
-        n_missing = -question.shape[1] % self.config.token
-        return F.pad(question, (0, n_missing))
+        return F.pad(question, (0, -question.shape[1] % self.config.token))
 
     def hear(self, question):
         """(B, S) -> log magnitudes (B, T, patch * F)"""
@@ -617,13 +590,8 @@ class MiniJMamba(nn.Module):
 
     def in_tokens(self, spectrum):
         """(B, frames, 2, F) -> log magnitudes (B, T, patch * F)"""
-        magnitude = self.spectrum.magnitude(spectrum)
-        frames = self.spectrum.log(magnitude)
+        frames = self.spectrum.log(self.spectrum.magnitude(spectrum))
         return frames.unflatten(1, (-1, self.config.patch)).flatten(2)
-
-    def in_frames(self, tokens):
-        """(B, T, patch * any) -> (B, T * patch, any)"""
-        return tokens.unflatten(2, (self.config.patch, -1)).flatten(1, 2)
 
     def pace(self, frames):
         """(B, T, patch * F) -> (B, T, 1): how fast time passes, not at all in a pause"""
@@ -658,14 +626,13 @@ class MiniJMamba(nn.Module):
         """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> Answer"""
         c, T = self.config, frames.shape[1]
         at = torch.arange(T, device=frames.device)
-        n = (lengths + c.token - 1) // c.token  # tokens that count
-        n = n.clamp(1, T)[:, None]
+        n = ((lengths + c.token - 1) // c.token).clamp(1, T)[:, None]  # tokens that count
         valid = at < n
         # Frames to be copied lose their noise here; otherwise generated frames have the lower loss,
         # and the model learns to generate everything.
-        tones = self.spectrum.squelch(self.in_frames(frames))
-        to_copy = self.elsewhere(tones)
-        to_copy = to_copy.unflatten(1, (-1, c.patch)).flatten(2)  # (B, T, patch * places * F)
+        tones = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1)).flatten(1, 2))
+        to_copy = self.elsewhere(tones)  # (B, T * patch, places, F)
+        to_copy = to_copy.unflatten(1, (-1, c.patch)).flatten(2)
         # The query knows nothing of the question: the encoder's last state after three divisors,
         # say, was never trained.
         query = self.start[None, None]
@@ -687,8 +654,7 @@ class MiniJMamba(nn.Module):
         x = self.norm(x)
         halt = None
         if c.halting:  # It is the answer unless a token says that it goes on.
-            goes_on = self.halt(x)[..., 0]
-            goes_on = goes_on.masked_fill(~valid, -math.inf)
+            goes_on = self.halt(x)[..., 0].masked_fill(~valid, -math.inf)
             halt = -goes_on.amax(1)
         return Answer(self.play(x, copied, may_generate), self.logits(x), halt)
 
@@ -702,10 +668,7 @@ class MiniJMamba(nn.Module):
         first = torch.where(sounds, at, n).amin(1, keepdim=True)
         last = torch.where(sounds, at, -1).amax(1, keepdim=True)
         gap = self.config.patch
-        times = {
-            'end': first + last - at,
-            'again': at - (last - first) - gap,
-        }
+        times = {'end': first + last - at, 'again': at - (last - first) - gap}
         places = []
         for place in self.config.points_at.split(','):
             if place == 'same':
@@ -721,11 +684,9 @@ class MiniJMamba(nn.Module):
         """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames
         (B, T * patch, F)"""
         c = self.config
-        made = self.frames(x)
-        made = made.unflatten(-1, (c.patch, -1))  # (B, T, patch, F)
+        made = self.frames(x).unflatten(-1, (c.patch, -1))  # (B, T, patch, F)
         if may_generate is not None:
-            may = may_generate.unflatten(1, (-1, c.patch))
-            made = made * may[..., None]
+            made = made * may_generate.unflatten(1, (-1, c.patch))[..., None]
         if c.pointer:
             # A share for each place, and the rest for what is generated
             shares = self.gate(x).unflatten(-1, (c.patch, -1))
@@ -735,14 +696,3 @@ class MiniJMamba(nn.Module):
             copied = (shares[..., :-1, :] * copied).sum(-2)
             made = shares[..., -1, :] * made + copied
         return made.flatten(1, 2)
-
-    @torch.no_grad()
-    def pointer_weights(self, question):
-        """One question (1, S) -> (T, T): where each token of the answer, a row, is fetched from"""
-        memory = self.encode(self.hear(question), question)
-        query = self.start[None, None]
-        # What is fetched from each token is the token's own number.
-        numbers = torch.eye(memory.shape[1], device=memory.device)
-        valid = torch.ones_like(numbers[:1], dtype=torch.bool)
-        _, fetched = self.cross(query, memory, numbers[None], valid)
-        return fetched[0]

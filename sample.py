@@ -57,6 +57,7 @@ from audio.tune import prepared
 from checkpoint import load_checkpoint, results_of
 from exam import between_of
 from lab.album import album, section
+from lab.ends import brief_pass
 from lab.figures import spectrogram
 from prepare import play_text, split_batches
 from system import claim, clear, pick_device, write_text, write_whole
@@ -130,7 +131,7 @@ def answers_of(model, wave):
     of the answer; and whether it was finished"""
     sounds = {}
     question = prepared(wave[None].to(model.start.device))
-    thought = conversation(model, *question, think if aloud else 1, between)
+    thought = conversation(model, *question, think if aloud else 1, **how)
     thought = tqdm(thought, unit='pass', delay=2, leave=False, disable=None)
     for k, (answer, passes) in enumerate(thought, 1):
         sounds[k] = answer[0].cpu()
@@ -186,7 +187,7 @@ def answer_all(model, questions, folder):
 def answer_stream(model, blocks):
     """Blocks of sound: each question that they hold is answered at once"""
     n = 0
-    for recording, thought in answers_to(model, blocks, think if aloud else 1, between):
+    for recording, thought in answers_to(model, blocks, think if aloud else 1, **how):
         if not thought:
             continue
         question = recording.sound
@@ -222,7 +223,7 @@ if __name__ == '__main__':
             fail(f"this model was trained on {', '.join(tasks)}, not on {task}")
         # A model that works aloud decides itself how long it thinks; others answer at once.
         aloud = bool(checkpoint['config']['aloud'])
-        between = between_of(tasks)
+        how = {'between': between_of(tasks), 'brief': brief_pass}
         folder = results_of(out_dir, init_from)
         sample_dir = sample_dir or os.path.join(folder, 'samples')
         if listen and wav == '-':

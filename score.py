@@ -30,7 +30,7 @@ num_samples = 1000      # questions of each split
 seed = 1337             # of the questions; the same seed asks the same questions anywhere
 # how it thinks
 think = 64              # passes at most when a task is worked out aloud
-brief = True            # of long lines the ends alone are heard: see brief_pass in think.py
+brief = True            # of long lines the ends alone are heard: see lab/ends.py
 halting = True          # a model that can tell when it has answered stops then
 # what is shown
 verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
@@ -51,6 +51,7 @@ from audio.tune import prepared
 from checkpoint import load_checkpoint, results_of
 from exam import between_of, evaluate
 from lab.conditions import SOUNDS, as_heard
+from lab.ends import brief_pass
 from lab.mistakes import Diagnosis, write_errors
 from prepare import LOWEST, SPACING
 from system import pick_device, provenance, write_json
@@ -124,7 +125,7 @@ def print_row(task, split, r, verbose):
 def ask_all(model, tests, aloud):
     """Ask all tests of all tasks, as the settings say -> {task: {name: found}}, mistakes"""
     scores, mistakes = {}, []
-    how = {'between': between_of(tests), 'brief': brief, 'halting': halting}
+    how = {'between': between_of(tests), 'brief': brief and brief_pass, 'halting': halting}
     on_mistake = Diagnosis(model, aloud) if errors else None
     # A diagnosis compares the sounds of passes, which must be as long as the question's.
     door = partial(prepared, hurry=not errors)

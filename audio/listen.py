@@ -121,26 +121,26 @@ def without_room(answer, question):
     return answer[:len(question) + int((sounds * places).amax())]
 
 
-def think_about(model, sound, think, between):
+def think_about(model, sound, think, **how):
     """A recorded question (S,) -> as think.converse: the answers of every pass (1, any), and how
     many passes changed something (1,)"""
     question = with_room(sound)[None].to(model.start.device)
     # Where a slow player's gaps are cut down, the answer is shorter than the question.
     n_samples = question.shape[1]
-    answers, passes = converse(model, *prepared(question), think=think, between=between)
+    answers, passes = converse(model, *prepared(question), think=think, **how)
     return [F.pad(x, (0, n_samples - x.shape[1])) for x in answers], passes
 
 
-def answers_to(model, blocks, think, between=None):
+def answers_to(model, blocks, think, **how):
     """Blocks of sound -> after each of them the Recording, and None or, if that was a question, its
-    answers as in think_about. Up to `think` passes; between: see think.conversation."""
+    answers as in think_about. Up to `think` passes; how: what else think.conversation takes."""
     thought = None
     for recording in listen(blocks):
         # The model thinks while it waits. If the player goes on, that was in vain.
         if recording.quiet < recording.wait - AHEAD:
             thought = None
         elif thought is None and is_question(recording.sound):
-            thought = think_about(model, recording.sound, think, between)
+            thought = think_about(model, recording.sound, think, **how)
         yield recording, thought if recording.is_over else None
         if recording.is_over:
             thought = None

@@ -90,11 +90,22 @@ def counting(model, path, n):
     save(fig, path)
 
 
+@torch.no_grad()
+def pointer_weights(model, question):
+    """One question (1, S) -> (T, T): where each token of the answer, a row, is fetched from"""
+    memory = model.encode(model.hear(question), question)
+    # What is fetched from each token is the token's own number.
+    numbers = torch.eye(memory.shape[1], device=memory.device)
+    valid = torch.ones_like(numbers[:1], dtype=torch.bool)
+    _, fetched = model.cross(model.start[None, None], memory, numbers[None], valid)
+    return fetched[0]
+
+
 def pointer(model, path, text='CABLEKAJ'):
     """Draw where in the question each token of the answer is fetched from"""
     if not model.config.pointer:
         raise ValueError("this model has no pointer")
-    weights = model.pointer_weights(play_text(text)[None])
+    weights = pointer_weights(model, play_text(text)[None])
     seconds = len(weights) * model.config.token / SAMPLE_RATE
     fig = Figure(figsize=(5, 4), layout='constrained')
     ax = fig.subplots()
