@@ -13,12 +13,14 @@ import torch.nn.functional as F
 
 from audio.files import read_wav, write_wav
 from checkpoint import load_checkpoint
+from lab.inside import pointer_weights
 from lessons import Hiding
 from model import (
     N_BINS,
     POINTER_WINDOW,
     WINDOW,
     JMambaConfig,
+    MiniJMamba,
     local_attention,
     mixer,
     ssd,
@@ -90,7 +92,7 @@ def test_windowed_attention_equals_masked_attention(reach, causal):
 
 def test_the_pointer_looks_straight_across_at_first():
     model = tiny_model()
-    weights = model.pointer_weights(play_text('ABCD' * 3)[None])
+    weights = pointer_weights(model, play_text('ABCD' * 3)[None])
     assert (weights >= 0).all()
     assert (weights.sum(1) - 1).abs().max() < 1e-5
     at = torch.arange(len(weights))
@@ -289,9 +291,10 @@ def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
     b = make_batch('mirror', 'train', 4, gen())
     wanted = texts_of(b.wanted)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    target = model.in_frames(model.hear(b.answer))
+    s = model.spectrum
+    target = s.log(s.magnitude(s.stft(b.answer)))
     right = []
-    for n in (50, 0):
+    for n in (70, 0):
         played = converse(model, b.question, b.lengths)[0][0]
         heard = transcribe(played)
         right.append(sum(h == w for h, w in zip(heard, wanted, strict=True)))
@@ -352,7 +355,7 @@ def test_what_a_pass_calls_once_may_be_compiled():
 
 @pytest.mark.parametrize('bad, says', [
     ({'head_dim': 48}, 'head_dim must divide 256, not be 48'),
-    ({'n_head': 3}, 'd_model must be a positive multiple of 6, not 128'),
+    ({'n_head': 3}, 'n_head must be a positive multiple of 2, not 3'),
     ({'d_model': 36}, 'd_model must be a positive multiple of 8, not 36'),
     ({'n_decoder': 3}, 'n_decoder must be a positive multiple of 2, not 3'),
     ({'patch': 0}, 'patch must be a positive multiple of 1, not 0'),
@@ -364,12 +367,11 @@ def test_impossible_shapes_are_named(bad, says):
 
 
 @pytest.mark.parametrize('key', ['layer', 'cross', 'self_attention', 'front'])
-@pytest.mark.parametrize('name', ['nothing:Here', 'lab.baselines:Nobody', 'Nobody', 'lab:', ''])
+@pytest.mark.parametrize('name', ['nothing:Here', 'lab.baselines:Nobody', 'Nobody', 'lab:'])
 def test_a_part_that_is_not_there_is_named(key, name):
-    says = re.escape(f"{key} names a class of model.py, or one of another file, such as "
-                     f"lab.baselines:LSTM; there is no {name!r}")
-    with pytest.raises(ValueError, match=f'^{says}$'):
-        JMambaConfig(**{key: name})
+    with pytest.raises(ValueError, match=f'^.*there is no {name!r}$') as e:
+        MiniJMamba(JMambaConfig(**TINY, **{key: name}))
+    assert '\n' not in str(e.value)
 
 
 def checkpoint_of(model):
