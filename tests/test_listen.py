@@ -112,7 +112,8 @@ def test_a_slow_question_is_answered_in_its_own_time_though_the_model_hears_it_h
         return waves
 
     blocks = torch.cat([with_gaps('98765', 0.5), silence(2)]).split(800)
-    found = [each for each in answers_to(tiny_model(), iter(blocks), 3, between) if each[1]]
+    found = [each for each in answers_to(tiny_model(), iter(blocks), 3, between=between)
+             if each[1]]
     [(recording, (answers, _))] = found
     n = len(recording.sound) + 2 * SAMPLE_RATE
     # The model has begun to think 0.2 s before the wait was over.
