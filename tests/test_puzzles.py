@@ -188,7 +188,7 @@ def test_an_example_is_known_for_its_task_and_others_are_refused(task):
     ('inducto', 'ABCDEF>FEDCBA?BCDEFG>'),  # six letters have no room
     ('inducto', 'AB>B?A>'),               # an answer of nothing
     ('filtro', 'A>BA>C?A1'),              # two ways lead from A
-    ('dyna', 'ABCn20?2'),                 # turned around from behind
+    ('dyna', 'ABCn20?2'),                 # reversed from behind
     ('dyna', 'ABC^7?2'),
     ('logic', 'A1A0?A'),
 ])
