@@ -174,6 +174,10 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--dtype=float16', 'auto or float32 or bfloat16'),
     ('--ssd=fast', 'auto or torch or mamba_ssm'),
     ('--learns=ear', 'learns names no part of the model: ear'),
+    ('--layer=Mamba', "there is no 'Mamba'"),
+    ('--cross=nowhere:Cross', "there is no 'nowhere:Cross'"),
+    ('--points_at=there', 'points_at are some of same, end, again'),
+    ('--n_decoder=3', 'n_decoder must be a positive multiple of 2'),
     ('--patch=3', 'patch must divide 40'),
     ('--patch=0', 'patch must be a positive multiple of 1'),
     ('--d_model=33', 'd_model must be a positive multiple of 4'),
@@ -186,6 +190,15 @@ def test_settings_that_cannot_be_get_a_sentence(flags, says, tmp_path, capsys):
     flags = [*TRAIN, '--test_samples=0', f'--out_dir={tmp_path}', *flags.split()]
     assert says in refusal(capsys, 'train.py', *flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_refused_removes_nothing(tmp_path, capsys):
+    (tmp_path / '.jericho').touch()
+    (tmp_path / 'best.pt').write_text('an earlier run')
+    flags = [path_of('config/mirror.py'), f'--out_dir={tmp_path}', '--overwrite=true']
+    for flag in '--layer=Mamba', '--learns=ear', '--patch=3', '--device=abacus':
+        refusal(capsys, 'train.py', *flags, flag)
+        assert (tmp_path / 'best.pt').read_text() == 'an earlier run'
 
 
 # --- configs ---
