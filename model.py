@@ -64,10 +64,13 @@ class JMambaConfig:
         self.token = self.patch * HOP  # samples
         # The middle of what a token's frames hear, in samples after the token's start
         self.middle = (self.token + HOP - WIN_LENGTH) / 2
-        for key in ('n_encoder', 'n_decoder', 'd_state', 'head_dim', 'n_head', 'patch', 'd_model'):
+        # Half of the attention heads go by content, half of the decoder runs backwards, and rotary
+        # positions turn pairs.
+        multiples = {'n_encoder': 1, 'd_state': 1, 'head_dim': 1, 'patch': 1}
+        multiples |= {'n_decoder': 2, 'n_head': 2, 'd_model': 2 * self.n_head}
+        for key, divisor in multiples.items():
             value = getattr(self, key)
-            divisor = {'n_decoder': 2, 'n_head': 2, 'd_model': 2 * self.n_head}.get(key, 1)
-            if value < 1 or value % divisor:
+            if value < 1 or value % max(divisor, 1):
                 raise ValueError(f"{key} must be a positive multiple of {divisor}, not {value}")
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim must divide {self.d_inner}, not be {self.head_dim}")
@@ -105,13 +108,16 @@ class Spectrum(nn.Module):
         k = torch.arange(N_BINS, dtype=torch.float64)
         angle = 2 * math.pi / N_FFT * n[:, None] * k
         basis = torch.cat([angle.cos(), -angle.sin()], 1)  # (3 hop, 2F)
-        basis = basis * window[:, None] * (k >= N_DEAF).repeat(2)
+        basis = basis * window[:, None]
+        basis = basis * (k >= N_DEAF).repeat(2)
         gain = window.sum() / 2
         # The least-squares inverse (Griffin and Lim, 1984): windowed frames, added up, over the
         # sum of squared windows. Every bin but the lowest has a mirror image.
-        overlap = window.square().view(3, HOP).sum(0).repeat(3)
+        squares = window.square().view(3, HOP)
+        overlap = squares.sum(0).repeat(3)
         images = torch.where(k == 0, 1.0, 2.0).repeat(2)
-        inverse = basis * gain * images / N_FFT / overlap[:, None]
+        inverse = basis * gain * images / N_FFT
+        inverse = inverse / overlap[:, None]
         self.keep('analysis', basis / gain)
         self.keep('synthesis', inverse.T)
         # As many bins on either side, or noise that falls off would pass for low tones.
@@ -125,7 +131,8 @@ class Spectrum(nn.Module):
 
     def stft(self, wave):
         """(B, S), S a multiple of HOP -> (B, S / HOP, 2, F)"""
-        blocks = F.pad(wave, (2 * HOP, 0)).unfold(1, 3 * HOP, HOP)
+        padded = F.pad(wave, (2 * HOP, 0))
+        blocks = padded.unfold(1, 3 * HOP, HOP)
         # Without a copy a CPU would multiply row by row.
         spectrum = blocks.contiguous() @ self.analysis
         return spectrum.unflatten(2, (2, -1))
@@ -172,15 +179,17 @@ class Spectrum(nn.Module):
         by_bin = F.avg_pool1d(by_bin, 5, 1, 2, count_include_pad=False)
         smooth = by_bin.transpose(1, 2)
         noise = self.noise(smooth, 2.5)
-        sounds = (smooth > noise.clamp(min=1)).any(-1, keepdim=True)
-        is_tone = sounds & (smooth > noise.clamp(min=0.6))
+        sounds = (smooth > noise.clamp(min=1)).any(-1)
+        is_tone = smooth > noise.clamp(min=0.6)
+        is_tone = is_tone & sounds[..., None]
         # What only fell since its highest, and has not risen since its lowest, is no new tone.
         before = F.pad(by_bin, (10, 0))
         high = F.max_pool1d(before, 11, 1)
         low = -F.max_pool1d(-before, 11, 1)
         new = (by_bin > high - 0.25) | (by_bin > low + 0.6)
         # Its fades belong to it.
-        new = F.max_pool1d(new.to(frames.dtype), 5, 1, 2)
+        new = new.to(frames.dtype)
+        new = F.max_pool1d(new, 5, 1, 2)
         return frames * new.transpose(1, 2) * is_tone
 
     def with_phase(self, magnitude, spectrum):
@@ -196,9 +205,12 @@ class Spectrum(nn.Module):
         k = inner.argmax(-1, keepdim=True) + 1
         # The peak lies at the vertex of the parabola through the three highest bins.
         log = magnitude.clamp(min=1e-6).log()
-        left, peak, right = (log.gather(-1, k + i) for i in (-1, 0, 1))
-        curve = (2 * (left - 2 * peak + right)).clamp(max=-1e-6)
-        shift = ((left - right) / curve).clamp(-0.5, 0.5)
+        left = log.gather(-1, k - 1)
+        peak = log.gather(-1, k)
+        right = log.gather(-1, k + 1)
+        curve = 2 * (left - 2 * peak + right)
+        shift = (left - right) / curve.clamp(max=-1e-6)
+        shift = shift.clamp(-0.5, 0.5)
         # The phase is counted in turns; whole bins add up as integers, which lose no digits.
         whole = (HOP * k).cumsum(1) % N_FFT / N_FFT
         since_middle = shift.cumsum(1) - (k + shift) / 2  # of the window
@@ -211,18 +223,20 @@ class Spectrum(nn.Module):
         c, s = lag.cos(), lag.sin()
         real = cos * c + sin * s
         imaginary = sin * c - cos * s
-        return magnitude[..., None, :] * torch.stack([real, imaginary], -2)
+        phase = torch.stack([real, imaginary], -2)
+        return magnitude[..., None, :] * phase
 
     def wave(self, magnitude, heard):
         """Magnitudes (B, frames, F) -> waveforms (B, frames * HOP). The phase is that of the same
         frame of the spectrum heard (B, frames, 2, F), if that sounds alike, or else a guess. After
         12 guesses at its phase a tone would be 10 ms longer."""
         difference = (magnitude - self.magnitude(heard)).abs().amax(-1)
+        # What is much louder or fainter than before is a tone that has come or gone.
         alike = difference < 0.5 * magnitude.amax(-1)
         copied = self.with_phase(magnitude, heard)
         guessed = self.guess_phase(magnitude)
         spectrum = torch.where(alike[..., None, None], copied, guessed)
-        # One iteration of Griffin and Lim
+        # One iteration of Griffin and Lim makes the phases of neighbouring frames agree.
         again = self.stft(self.istft(spectrum))
         return self.istft(self.with_phase(magnitude, again))
 
@@ -240,9 +254,11 @@ def decays(at, since, diagonal=0):
     """Logarithms of decay up to each of n places, (..., n) -> what is kept from place j, since
     then, at place i, (..., n, n): nothing of what lies in the future"""
     between = at[..., :, None] - since[..., None, :]
-    is_past = torch.ones_like(between[0, 0], dtype=torch.bool).tril(diagonal)
+    every = torch.ones_like(between[0, 0], dtype=torch.bool)
+    is_past = every.tril(diagonal)
     # -inf goes in before exp: what lies in the future would overflow.
-    return between.masked_fill(~is_past, -math.inf).exp()
+    between = between.masked_fill(~is_past, -math.inf)
+    return between.exp()
 
 
 def ssd(x, dt, A, B, C, chunk=CHUNK):
@@ -263,8 +279,8 @@ def ssd(x, dt, A, B, C, chunk=CHUNK):
     # Within a chunk: what came in at token j reaches token i >= j, decayed by the tokens between.
     decay = decay.cumsum(2)  # (B, n, Q, H), from the start of the chunk
     by_head = decay.transpose(2, 3)
-    scores = (C @ B.transpose(2, 3))[:, :, None]
-    scores = scores * decays(by_head, by_head)  # (B, n, H, Q, Q)
+    scores = C @ B.transpose(2, 3)  # (B, n, Q, Q)
+    scores = scores[:, :, None] * decays(by_head, by_head)  # (B, n, H, Q, Q)
     y = scores.to(x.dtype) @ x.transpose(2, 3)
     y = y.transpose(2, 3)  # (B, n, Q, H, P)
     # Between chunks: what earlier ones leave behind.
@@ -279,8 +295,9 @@ def from_earlier_chunks(x, decay, total, B, C):
     -> (B, n, Q, H, P)"""
     # Each chunk alone leaves a state at its end.
     to_end = (decay[:, :, -1:] - decay).exp()
-    left = (x * to_end[..., None].to(x.dtype)).flatten(3)
-    left = (B.transpose(2, 3) @ left).unflatten(3, x.shape[3:])  # (B, n, N, H, P)
+    left = x * to_end[..., None].to(x.dtype)
+    left = B.transpose(2, 3) @ left.flatten(3)
+    left = left.unflatten(3, x.shape[3:])  # (B, n, N, H, P)
     # The states of all earlier chunks, decayed since, add up at a chunk's start.
     total = total.transpose(1, 2).cumsum(2)  # (B, H, n)
     kept = decays(F.pad(total, (1, -1)), total, -1)  # (B, H, n, n)
@@ -297,28 +314,34 @@ def causal_conv(x, weight, bias):
     K, T = len(weight), x.shape[1]
     padded = F.pad(x, (0, 0, K - 1, 0))
     # GPUs are faster at a sum of four shifted copies than at their own convolution.
-    y = sum(padded[:, k:k + T] * weight[k] for k in range(K))
+    shifted = [padded[:, k:k + T] for k in range(K)]
+    y = sum(tap * w for tap, w in zip(shifted, weight, strict=True))
     return F.silu(y + bias).to(x.dtype)
 
 
 def gate_and_norm(y, z):
     """The scan's y (..., H, P) and the gate z (..., HP) -> (..., HP). The norm is over each head:
     one that counts far must not drown the others."""
-    y = y.float() * F.silu(z).unflatten(-1, y.shape[-2:])
-    return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
+    gate = F.silu(z).unflatten(-1, y.shape[-2:])
+    y = y.float() * gate
+    y = F.rms_norm(y, y.shape[-1:], eps=1e-5)
+    return y.flatten(-2)
 
 
 def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
     """All of a Mamba-2 layer between its two projections, with any scan(x, dt, A, B, C):
     (B, T, W) -> (B, T, HP). fast/kernels.py has the same in Triton."""
     H = len(A)
-    z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
+    # What is left over behind dt only fills the width up.
+    HP = H * P
+    z, xBC, dt = zxBCdt.tensor_split((HP, 2 * HP + 2 * N), -1)
     dt = dt[..., :H].float() + dt_bias
     dt = F.softplus(dt) * pace
     xBC = causal_conv(xBC, weight, bias)
-    x, B, C = xBC.split([H * P, N, N], -1)
+    x, B, C = xBC.split([HP, N, N], -1)
     x = x.unflatten(-1, (H, P))  # (B, T, H, P)
-    y = scan(x, dt, A, B, C) + D[:, None] * x
+    y = scan(x, dt, A, B, C)
+    y = y + D[:, None] * x
     return gate_and_norm(y, z)
 
 
@@ -346,10 +369,13 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
     def forward(self, u, pace):
+        # One projection gives gate z, what the states take in and give out (x, B, C), and steps dt.
         zxBCdt = self.in_proj(self.norm(u))
-        A = F.pad(-self.A_log.exp(), (self.forever, 0))  # (H,)
+        A = -self.A_log.exp()
+        A = F.pad(A, (self.forever, 0))  # (H,)
         conv = self.conv_weight, self.conv_bias
-        y = self.mixer(zxBCdt, pace, *conv, self.dt_bias, A, self.D, *self.sizes)
+        scan = self.dt_bias, A, self.D
+        y = self.mixer(zxBCdt, pace, *conv, *scan, *self.sizes)
         # The norm's weights go into the projection: fewer passes over memory.
         return u + F.linear(y, self.out_proj.weight * self.gate_norm)
 
@@ -360,10 +386,13 @@ def rotary(x):
     """Rotate pairs of (B, h, T, d) by the clock (Su et al., 2021), every 6 to 400 tokens"""
     half = x.shape[-1] // 2
     rate = 64.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    time = torch.arange(x.shape[2], device=x.device)
+    angle = time[:, None] * rate
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
     a, b = x.split(half, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    turned = a * cos - b * sin, a * sin + b * cos
+    return torch.cat(turned, -1)
 
 
 def around(x):
@@ -381,19 +410,22 @@ def local_attention(q, k, v, valid, reach, causal=False):
     q = q.unflatten(2, (-1, WINDOW))  # (B, h, T / w, w, d)
     score = q @ around(k).transpose(-1, -2)  # (B, h, T / w, w, 3w)
     score = score.float() / math.sqrt(d)
+    # Each query sees the keys of its own window and of the two beside it.
     query_at = torch.arange(WINDOW, device=q.device)
     key_at = torch.arange(-WINDOW, 2 * WINDOW, device=q.device)
     offset = key_at - query_at[:, None]  # (w, 3w)
+    # The pointer reaches less far than a window.
     near = offset.abs() <= reach
     if causal:
         near = near & (offset <= 0)
-    counts = around(valid[..., None].to(q.dtype)) > 0
-    near = near & counts.transpose(-1, -2)
+    counts = around(valid[..., None].to(q.dtype))
+    near = near & (counts.transpose(-1, -2) > 0)
     # A large negative number, not -inf: a query may see no key at all, and then gets nothing.
     weights = score.masked_fill(~near, -1e9).softmax(-1)
     weights = weights.masked_fill(~near, 0).to(q.dtype)
     y = weights @ around(v)
-    return y.flatten(2, 3)[:, :, :T]
+    y = y.flatten(2, 3)
+    return y[:, :, :T]
 
 
 def split_heads(x, n):
@@ -418,10 +450,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, pace=None):
         qkv = self.qkv(self.norm(x))
-        q, k, v = split_heads(qkv, 3 * self.n_head).chunk(3, 1)  # (B, h, T, d)
+        heads = split_heads(qkv, 3 * self.n_head)
+        q, k, v = heads.chunk(3, 1)  # (B, h, T, d)
         q, k = rotary(q), rotary(k)
         # Padding comes last, and is never looked at.
-        valid = torch.ones_like(x[:1, None, :, 0], dtype=torch.bool)
+        valid = torch.ones_like(x[:1, None, :, 0])
         y = local_attention(q, k, v, valid, WINDOW, causal=True)
         return x + self.out_proj(join_heads(y))
 
@@ -557,7 +590,7 @@ class MiniJMamba(nn.Module):
         self.cross.point_straight(self.start)
         for layer in self.mamba_layers():
             log_dt = torch.empty_like(layer.dt_bias)
-            dt = log_dt.uniform_(math.log(1e-2), math.log(1.0)).exp()
+            dt = log_dt.uniform_(math.log(1e-2), 0).exp()
             layer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
             layer.A_log.uniform_(1, 16).log_()
 
@@ -577,7 +610,8 @@ class MiniJMamba(nn.Module):
 
     def whole_tokens(self, question):
         """(B, S) -> the same with silence up to a whole token"""
-        return F.pad(question, (0, -question.shape[1] % self.config.token))
+        n_missing = -question.shape[1] % self.config.token
+        return F.pad(question, (0, n_missing))
 
     def hear(self, question):
         """(B, S) -> log magnitudes (B, T, patch * F)"""
@@ -590,7 +624,8 @@ class MiniJMamba(nn.Module):
 
     def in_tokens(self, spectrum):
         """(B, frames, 2, F) -> log magnitudes (B, T, patch * F)"""
-        frames = self.spectrum.log(self.spectrum.magnitude(spectrum))
+        magnitude = self.spectrum.magnitude(spectrum)
+        frames = self.spectrum.log(magnitude)
         return frames.unflatten(1, (-1, self.config.patch)).flatten(2)
 
     def pace(self, frames):
@@ -607,7 +642,8 @@ class MiniJMamba(nn.Module):
             x = self.embed(frames)
         else:
             x = self.embed(frames, self.whole_tokens(question))
-        x = x.float()  # the residual stream stays fp32 under autocast
+        # The residual stream stays fp32 under autocast.
+        x = x.float()
         pace = self.pace(frames)
         for layer in self.encoder:
             x = layer(x, pace)
@@ -626,11 +662,13 @@ class MiniJMamba(nn.Module):
         """The decoder: memory (B, T, D), its frames (B, T, patch * F) -> Answer"""
         c, T = self.config, frames.shape[1]
         at = torch.arange(T, device=frames.device)
-        n = ((lengths + c.token - 1) // c.token).clamp(1, T)[:, None]  # tokens that count
+        n = (lengths + c.token - 1) // c.token  # tokens that count
+        n = n.clamp(1, T)[:, None]
         valid = at < n
         # Frames to be copied lose their noise here; otherwise generated frames have the lower loss,
         # and the model learns to generate everything.
-        tones = self.spectrum.squelch(frames.unflatten(2, (c.patch, -1)).flatten(1, 2))
+        by_frame = frames.unflatten(2, (c.patch, -1)).flatten(1, 2)
+        tones = self.spectrum.squelch(by_frame)
         to_copy = self.elsewhere(tones)  # (B, T * patch, places, F)
         to_copy = to_copy.unflatten(1, (-1, c.patch)).flatten(2)
         # The query knows nothing of the question: the encoder's last state after three divisors,
@@ -639,6 +677,7 @@ class MiniJMamba(nn.Module):
         x, copied = self.cross(query, memory, to_copy, valid, hiding)
         x = query + x
 
+        # The decoder's states stand still where the encoder's do.
         pace = self.pace(frames)
         half = len(self.decoder) // 2
         # The first half of the decoder runs from end to start, as a carry does; padding stays
@@ -654,9 +693,11 @@ class MiniJMamba(nn.Module):
         x = self.norm(x)
         halt = None
         if c.halting:  # It is the answer unless a token says that it goes on.
-            goes_on = self.halt(x)[..., 0].masked_fill(~valid, -math.inf)
+            goes_on = self.halt(x)[..., 0]
+            goes_on = goes_on.masked_fill(~valid, -math.inf)
             halt = -goes_on.amax(1)
-        return Answer(self.play(x, copied, may_generate), self.logits(x), halt)
+        frames = self.play(x, copied, may_generate)
+        return Answer(frames, self.logits(x), halt)
 
     def elsewhere(self, frames):
         """Frames (B, n, F), 0 where nothing sounds -> what stands at each of config.points_at,
@@ -664,35 +705,45 @@ class MiniJMamba(nn.Module):
         is behind the first one's start; and again, from a gap after the last tone on"""
         n = frames.shape[1]
         at = torch.arange(n, device=frames.device)
+        # The first and the last frame of all that sounds
         sounds = frames.amax(2) > 0
         first = torch.where(sounds, at, n).amin(1, keepdim=True)
         last = torch.where(sounds, at, -1).amax(1, keepdim=True)
         gap = self.config.patch
-        times = {'end': first + last - at, 'again': at - (last - first) - gap}
+        times = {
+            'end': first + last - at,
+            'again': at - (last - first) - gap,
+        }
         places = []
         for place in self.config.points_at.split(','):
             if place == 'same':
                 places.append(frames)
                 continue
+            # Beyond the ends there is silence.
             time = times[place]
             inside = (time >= 0) & (time < n)
-            index = time.clamp(0, n - 1)[..., None].expand_as(frames)
-            places.append(frames.gather(1, index) * inside[..., None])
+            index = time.clamp(0, n - 1)[..., None]
+            there = frames.gather(1, index.expand_as(frames))
+            places.append(there * inside[..., None])
         return torch.stack(places, 2)
 
     def play(self, x, copied, may_generate):
         """Tokens (B, T, D), frames pointed at (B, T, patch * places * F) -> answer frames
         (B, T * patch, F)"""
         c = self.config
-        made = self.frames(x).unflatten(-1, (c.patch, -1))  # (B, T, patch, F)
+        made = self.frames(x)
+        made = made.unflatten(-1, (c.patch, -1))  # (B, T, patch, F)
         if may_generate is not None:
-            made = made * may_generate.unflatten(1, (-1, c.patch))[..., None]
+            may = may_generate.unflatten(1, (-1, c.patch))
+            made = made * may[..., None]
         if c.pointer:
             # A share for each place, and the rest for what is generated
-            shares = self.gate(x).unflatten(-1, (c.patch, -1))
-            shares = F.pad(shares, (0, 1)).softmax(-1)[..., None]
-            places = shares.shape[-2] - 1
+            shares = self.gate(x)
+            shares = shares.unflatten(-1, (c.patch, -1))
+            shares = F.pad(shares, (0, 1)).softmax(-1)
+            places = shares.shape[-1] - 1
+            to_places, to_made = shares[..., None].split((places, 1), -2)
             copied = copied.unflatten(-1, (c.patch, places, -1))
-            copied = (shares[..., :-1, :] * copied).sum(-2)
-            made = shares[..., -1, :] * made + copied
+            copied = (to_places * copied).sum(-2)
+            made = to_made[..., 0, :] * made + copied
         return made.flatten(1, 2)

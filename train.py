@@ -114,18 +114,18 @@ shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
+shares_of_one = 'hide', 'replay', 'difficulty', 'curriculum', 'mixed_symbols'
 not_negative = 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', *weights
 one_or_more = ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'log_interval',
                'eval_samples', 'think', 'max_iters')
-bounds(config, **dict.fromkeys(not_negative, 0), **dict.fromkeys(one_or_more, 1), test_samples=-1,
-       hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1), mixed_symbols=(0, 1),
-       seed=SEEDS)
+bounds(config, **dict.fromkeys(shares_of_one, (0, 1)), **dict.fromkeys(not_negative, 0),
+       **dict.fromkeys(one_or_more, 1), test_samples=-1, seed=SEEDS)
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
         ssd=('auto', 'torch', 'mamba_ssm'))
 of_model = {f.name: config[f.name] for f in fields(JMambaConfig) if f.name in config}
 try:
     c = JMambaConfig(**of_model, n_symbols=len(SYMBOLS), n_so_far=n_labels())
-    for name in names:
+    for name in names:  # a task that contradicts itself would train happily
         check(name)
 except ValueError as e:
     fail(e)
@@ -140,13 +140,12 @@ for is_wrong, why in (
 ):
     if is_wrong:
         fail(why)
-if not out_dir:  # A run is called by its config file, or else its tasks, and by its seed.
-    files = [a for a in sys.argv[1:] if not a.startswith('-')]
-    name = '_'.join(names)
-    if files:
-        path = os.path.splitext(os.path.abspath(files[-1]))[0]
-        name = os.path.relpath(path, os.path.join(HERE, 'config'))
-        name = os.path.basename(path) if name.startswith(os.pardir) else name
+if not out_dir:
+    # A run is called by its config file, or else its tasks, and by its seed.
+    files = [a for a in sys.argv[1:] if not a.startswith('-')] or ['_'.join(names)]
+    path = os.path.splitext(os.path.abspath(files[-1]))[0]
+    name = os.path.relpath(path, os.path.join(HERE, 'config'))
+    name = os.path.basename(path) if name.startswith(os.pardir) else name
     out_dir = os.path.join('out', name if seed == 1337 else f'{name}_s{seed}')
 
 # --- the machine ---
@@ -168,9 +167,9 @@ try:
     else:
         folder = out_dir if init_from == 'resume' else init_from
         model, checkpoint = load_checkpoint(out_dir, device, init_from)
-        was = {'muon': False, **checkpoint['config'], **asdict(model.config)}
+        was = {**checkpoint['config'], **asdict(model.config)}
         now = {**config, **asdict(c)}
-        # What went before must have been of the same kind.
+        # What went before must have been of the same kind; new symbols and a new head may be added.
         fixed = asdict(c).keys() - {'n_symbols', 'n_so_far', 'halting'}
         if init_from == 'resume':
             fixed = {'tasks', 'aloud', 'curriculum', 'seed', 'muon', *asdict(c)}
@@ -179,6 +178,9 @@ try:
         model = extended(model, c)
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
+    fast.use(model, ssd, compile)
+    learned = [(n, p) for n, p in model.named_parameters() if n.startswith(learns)]
+    learned or fail(f"learns names no part of the model: {learns}")
     if not rank:
         system.claim(out_dir)
     if not rank and init_from != 'resume':
@@ -190,13 +192,10 @@ try:
         system.clear(out_dir, RESULTS)
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')
     log_file = open(log_path, 'a' if init_from == 'resume' else 'w', buffering=1)
-    fast.use(model, ssd, compile)
 except ValueError as e:
     fail(e)
 except OSError as e:
     fail(f"cannot write to {out_dir}: {e.strerror}")
-learned = [(n, p) for n, p in model.named_parameters() if n.startswith(learns)]
-learned or fail(f"learns names no part of the model: {learns}")
 for name, p in model.named_parameters():
     p.requires_grad_(name.startswith(learns))
 print(f"{sum(p.numel() for _, p in learned):,} parameters on {device}, tasks: {tasks}")
@@ -208,13 +207,9 @@ lr = torch.tensor(learning_rate, device=device) if cuda_graphs else learning_rat
 optimizer = make_optimizer(learned, lr, weight_decay, muon, cuda_graphs)
 level = torch.full((), difficulty, device=device)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
-stands = {
-    'iter_num': 0,
-    'best': -1.0,
-    'seconds': 0.0,
-    'wrong': {t: 1.0 for t in names},  # share of the validation questions
-    'to_validate': False,              # True: a stop came in between
-}
+# wrong is the share of the validation questions; to_validate says that a stop came in between.
+stands = {'iter_num': 0, 'best': -1.0, 'seconds': 0.0, 'wrong': dict.fromkeys(names, 1.0),
+          'to_validate': False}
 if init_from == 'resume':
     try:
         saved = checkpoint['optimizer']
@@ -225,7 +220,7 @@ if init_from == 'resume':
         state = checkpoint['generator'].cpu()
         if len(state) == len(generator.get_state()):
             generator.set_state(state)
-        else:
+        else:  # of another kind of device
             print("random numbers of another kind of device: examples are drawn anew")
             generator.manual_seed(seed + checkpoint['iter_num'])
         turns.setstate((3, tuple(checkpoint['turns']), None))
@@ -238,17 +233,12 @@ def save(name):
     """Write a checkpoint, whole or not at all"""
     if rank:
         return
-    contents = {
-        'model_args': asdict(model.config),
-        'model': model.state_dict(),
-        'config': config,
-        'tones': {s: prepare.LOWEST + prepare.SPACING * i for i, s in enumerate(SYMBOLS)},
-        'provenance': system.provenance(),
-        'optimizer': optimizer.state_dict(),
-        'generator': generator.get_state(),
-        'turns': list(turns.getstate()[1]),
-        **stands,
-    }
+    tones = {s: prepare.LOWEST + prepare.SPACING * i for i, s in enumerate(SYMBOLS)}
+    contents = {'model_args': asdict(model.config), 'model': model.state_dict(), 'config': config,
+                'tones': tones, 'provenance': system.provenance(), **stands}
+    # What a resumed run needs to go on as if it had not stopped
+    contents |= {'optimizer': optimizer.state_dict(), 'generator': generator.get_state(),
+                 'turns': list(turns.getstate()[1])}
     path = os.path.join(out_dir, name)
     try:
         system.write_whole(path, partial(torch.save, contents))
@@ -309,15 +299,17 @@ def step(task, made):
     return {**numbers, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
 
+# A conversation takes the place of a row, and with it that of the row's neighbour.
 n_replayed = 2 * round(replay * batch_size / world / 2)
 conversations = {}
 for t in spoken if n_replayed else ():
     conversations[t] = lessons.begin(next(examples(t)).batch, n_replayed)
-def one_update(task):
+def update(task):
+    """One update -> the numbers to log, and how many updates there were"""
     return step(task, examples(task)), 1
 
 
-graphs, update = {}, one_update  # -> the numbers to log, and how many updates there were
+graphs = {}
 if cuda_graphs:
     graphs, update = fast.in_graphs(examples, step, generator)
 
@@ -344,12 +336,8 @@ def validate_and_save():
     right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
     score = sum(right.values()) / len(right)
     is_better = score >= stands['best']
-    stands.update(
-        wrong={t: 1 - x for t, x in right.items()},
-        best=max(stands['best'], score),
-        seconds=time.time() - began,
-        to_validate=False,
-    )
+    stands.update(wrong={t: 1 - x for t, x in right.items()}, best=max(stands['best'], score),
+                  seconds=time.time() - began, to_validate=False)
     log({'level': float(level), 'odds': odds, **found})
     shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
     tell(f"validation exact match, in and out of distribution: {shown}")
