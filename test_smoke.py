@@ -1,7 +1,7 @@
 """
 Everything once, the command line first.
 
-$ python -m pytest test_smoke.py      # a minute and a half on two CPU cores; run it before a commit
+$ python -m pytest test_smoke.py      # a minute on two CPU cores; run it before a commit
 
 What takes longer, and every corner, is in tests/.
 """
@@ -17,15 +17,45 @@ import torch
 
 from audio.files import read_wav, write_wav
 from prepare import play_text
-from score import transcribe
 from tasks import TASKS
-from tests.helpers import TRAIN, files_in, is_png, output, path_of, refusal, rows_of, run, run_here
+from tests.helpers import (
+    TRAIN,
+    command,
+    environment,
+    files_in,
+    is_png,
+    output,
+    path_of,
+    refusal,
+    rows_of,
+    run,
+    run_here,
+)
+from transcribe import transcribe
 
-# --- the command line, in the order in which one meets it ---
 
 def heard_in(path):
     """What is played in a WAV file"""
     return transcribe(read_wav(str(path))[None])[0]
+
+
+# --- the command line, in the order in which one meets it: first the weights that come along ---
+
+def test_the_release_divides(tmp_path, capsys):
+    text = run('sample.py', '--init_from=release', '--start=987%325%7', f'--sample_dir={tmp_path}')
+    assert 'asked 987%325%7, wanted 5, heard 5: 987%325%7 -> 662%325%7 -> 337%325%7 -> ' in text
+    assert {'000_question.wav', '000_pass_1.wav', '000_answer.png'} < set(files_in(tmp_path))
+    answer = tmp_path / '000_answer.wav'
+    assert heard_in(answer) == '5'
+    table = output(capsys, 'score.py', answer, '--verbose=true').splitlines()
+    assert (table[0], table[2].split()[0]) == ('5', '5')
+
+
+def test_the_release_is_asked_and_its_answers_are_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = output(capsys, 'score.py', '--init_from=release', '--tasks=bracket', '--split=iid',
+                  '--num_samples=4')
+    assert 'bracket_iid_em: 1.0000' in text
 
 
 @pytest.mark.parametrize('task, lengths', [
@@ -33,8 +63,8 @@ def heard_in(path):
     ('twice', [15, 15, 15, 20, 20, 40, 40]),
 ])
 def test_prepare_writes_a_data_set(task, lengths, tmp_path):
-    run('prepare.py', f'--task={task}', '--split=ood_length', '--num_samples=7',
-        f'--out_dir={tmp_path}')
+    assert run_here('prepare.py', f'--task={task}', '--split=ood_length', '--num_samples=7',
+                    f'--out_dir={tmp_path}')[0] == 0
     folder = tmp_path / task / 'ood_length'
     rows = rows_of(folder / 'metadata.jsonl')
     assert sorted(len(row['question_symbols']) for row in rows) == lengths
@@ -45,6 +75,14 @@ def test_prepare_writes_a_data_set(task, lengths, tmp_path):
         assert row['answer_symbols'] == TASKS[task].solve(row['question_symbols'])
         assert len(read_wav(str(question))) == round(row['duration'] * 16000)
 
+
+def test_puzzles_in_words(tmp_path):
+    run('text.dataset', '--total_tokens=3K', f'--out_dir={tmp_path}')
+    rows = rows_of(tmp_path / 'all' / 'train.jsonl')
+    assert {'logic', 'dyna', 'filtro', 'inducto'} == {row['task'] for row in rows}
+
+
+# --- then a model of one's own ---
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
@@ -118,9 +156,9 @@ def test_sample_answers_a_question_through_a_pipe_when_it_ends(trained, tmp_path
     data = bytearray((tmp_path / 'q.wav').read_bytes())
     # As a recorder writes the header, that does not know how long the sound will be
     data[4:8] = data[40:44] = b'\xff' * 4
-    command = [sys.executable, path_of('sample.py'), f'--out_dir={trained.folder}', '--wav=-',
-               f'--sample_dir={tmp_path}']
-    p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    line = command('sample.py', f'--out_dir={trained.folder}', '--wav=-',
+                   f"--sample_dir={tmp_path / 'samples'}")
+    p = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     p.stdin.write(data)
     p.stdin.flush()  # and the pipe stays open
     assert b'the scorer heard ABBA asked' in p.stdout.readline()
@@ -154,11 +192,44 @@ def test_a_control_is_no_result(trained, capsys):
 
 def test_figures(trained, tmp_path, capsys):
     question = next((trained.folder / 'samples').glob('*_question.wav'))
-    run('figures.py', question, f"--out={tmp_path / 'spectrogram.png'}")
+    run('lab.figures', question, f"--out={tmp_path / 'spectrogram.png'}")
     assert is_png(tmp_path / 'spectrogram.png')
-    text = output(capsys, 'figures.py', trained.folder, f"--out={tmp_path / 'table.png'}")
+    output(capsys, 'lab.figures', '--what=curves', trained.folder, f"--out={tmp_path / 'c.png'}")
+    assert is_png(tmp_path / 'c.png')
+    text = output(capsys, 'lab.figures', trained.folder, f"--out={tmp_path / 'table.png'}")
     assert re.search(r'^\| mirror \| 1 \| 3 \| ', text, re.M)
     assert is_png(tmp_path / 'table.png')
+
+
+def test_a_look_inside(trained, tmp_path, capsys):
+    output(capsys, 'lab.inside', 'pointer', trained.folder, f"--out={tmp_path / 'p.png'}")
+    assert is_png(tmp_path / 'p.png')
+
+
+def test_what_it_costs(tmp_path, capsys):
+    text = output(capsys, 'lab.bench', '--parts=audio', '--repeats=1', '--device=cpu',
+                  f"--out={tmp_path / 'bench.json'}")
+    assert 'synthesis, one core' in text
+    assert json.loads((tmp_path / 'bench.json').read_text())
+
+
+def test_weights_travel(trained, tmp_path, capsys):
+    path = tmp_path / 'w.safetensors'
+    run('checkpoint.py', f'--out_dir={trained.folder}', f'--path={path}')
+    text = output(capsys, 'sample.py', f'--init_from={path}', '--start=AB',
+                  f"--sample_dir={tmp_path / 'samples'}")
+    assert 'asked AB, wanted AB, heard' in text
+
+
+def test_the_plan_of_asking_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = output(capsys, 'text.ask', '--model=wise', '--dry_run=true', '--samples=2')
+    assert 'logic' in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_records():
+    run('lab.results', '--check=true')
 
 
 def test_one_letter_question_of_two_tasks(tmp_path, capsys):
@@ -175,7 +246,7 @@ def test_the_lines_of_python_in_the_readme(tmp_path):
     with open(path_of('README.md')) as f:
         code = re.search(r'^```python\n(.*?)^```', f.read(), re.M | re.S)[1]
     p = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                       env={**os.environ, 'PYTHONPATH': path_of('')})
+                       env=environment())
     assert p.returncode == 0, p.stderr
     assert p.stdout.startswith("['662%325%7', '337%325%7', '12%325%7', '12%7', '5%7', '5'")
     assert heard_in(tmp_path / 'answer.wav') == '5'
@@ -203,8 +274,8 @@ def test_a_mistake_is_one_line_on_the_command_line():
      "'5A' is not a question of mod"),
     ('score.py', ['nowhere.wav'], "nowhere.wav: there is no such file"),
     ('score.py', ['--sound=x'], "sound is clean or real or phase or noise or"),
-    ('figures.py', [], "name the WAV files, or the folders of runs, to draw"),
-    ('bench.py', ['--parts=lunch'], "parts are some of limits, audio"),
+    ('lab.figures', [], "name the WAV files, or the folders of runs, to draw"),
+    ('lab.bench', ['--parts=lunch'], "parts are some of limits, audio"),
 ])
 def test_a_mistake_gets_a_sentence(script, flags, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
