@@ -22,6 +22,7 @@ from prepare import (
     sounding_at,
 )
 from tasks import REST, SYMBOLS, TASKS, next_line, so_far
+from tasks.task import close_gaps
 from think import CHANGE, DITHER, sound_of
 
 ASKED_AGAIN = 8  # times, on average, that a line which gets nowhere is asked
@@ -50,8 +51,7 @@ class Example(NamedTuple):
 
 def new_frames(task, batch):
     """Which frames of a Batch's answers (B, frames) do not repeat the question"""
-    n_frames = batch.question.shape[1] // HOP
-    seconds = HOP / SAMPLE_RATE
+    n_frames, seconds = batch.question.shape[1] // HOP, HOP / SAMPLE_RATE
     return ~repeats_at(task, batch.asked, batch.wanted, batch.rhythm, n_frames, seconds)
 
 
@@ -112,9 +112,8 @@ def losses(model, answer, example, is_last, task, weights, aloud):
     parts = {}
     if weights['w_frames']:
         wanted = model.hear(batch.answer).unflatten(2, (c.patch, -1))
-        frames = answer.frames.float().unflatten(1, (-1, c.patch))
-        off = frames - wanted
-        off = off.abs() + off.square()  # (B, T, patch, F)
+        off = answer.frames.float().unflatten(1, (-1, c.patch)) - wanted  # (B, T, patch, F)
+        off = off.abs() + off.square()
         parts['w_frames'] = mean(off.mean((2, 3)), valid)
     with torch.autocast(device.type, enabled=False):
         if weights['w_symbols']:
@@ -135,8 +134,7 @@ def losses(model, answer, example, is_last, task, weights, aloud):
 
 def symbols_loss(c, logits, batch, known):
     """Cross-entropy of what sounds in the middle of each token's frames"""
-    interval = c.token / SAMPLE_RATE
-    middle = c.middle / SAMPLE_RATE
+    interval, middle = c.token / SAMPLE_RATE, c.middle / SAMPLE_RATE
     label = sounding_at(batch.wanted, batch.rhythm, logits.shape[1], interval, middle)
     label = torch.where(label == REST, len(SYMBOLS), label)
     return mean(cross_entropy(logits, label), known)
@@ -144,20 +142,19 @@ def symbols_loss(c, logits, batch, known):
 
 def ctc_loss(logits, wanted, valid):
     """Of all symbols, of any alignment (Graves et al., 2006)"""
-    silent = wanted == REST
-    order = silent.long().argsort(dim=1, stable=True)
-    wanted = wanted.gather(1, order).clamp(min=0)
-    scores = logits.float().log_softmax(2).transpose(0, 1)  # (T, B, symbols and the blank)
-    n_tokens, n_symbols = valid.sum(1), (~silent).sum(1)
+    n_symbols = (wanted != REST).sum(1)
+    wanted = close_gaps(wanted, wanted.shape[1]).clamp(min=0)
     blank = len(SYMBOLS)
-    return F.ctc_loss(scores, wanted, n_tokens, n_symbols, blank, zero_infinity=True)
+    scores = logits.float().log_softmax(2).transpose(0, 1)  # (T, B, symbols and the blank)
+    return F.ctc_loss(scores, wanted, valid.sum(1), n_symbols, blank, zero_infinity=True)
 
 
 def so_far_loss(c, logits, batch, valid, task):
     """Cross-entropy of what the question comes to after the last symbol heard for 50 ms"""
     interval = c.token / SAMPLE_RATE
     slot = slot_at(batch.rhythm.start, logits.shape[1], interval, interval - 0.05)
-    label = so_far(task, batch.asked).gather(1, slot.clamp(min=0).long())
+    labels = so_far(task, batch.asked)
+    label = labels.gather(1, slot.clamp(min=0).long())
     label = torch.where(slot < 0, -1, label)
     off = cross_entropy(logits, label.clamp(min=0))
     return mean(off, valid & (label >= 0))

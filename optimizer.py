@@ -32,20 +32,15 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            if group.get('muon'):
-                self.move_group(group)
+            by_shape = {}
+            for p in group['params'] if group.get('muon') else ():
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            # Matrices of one shape are one batch.
+            for shape, params in by_shape.items():
+                step_size = 0.2 * math.sqrt(max(shape)) * group['lr']
+                self.move(params, step_size, group['lr'] * group['weight_decay'])
         super().step()
-
-    def move_group(self, group):
-        # Matrices of one shape are one batch.
-        by_shape = {}
-        for p in group['params']:
-            if p.grad is not None:
-                by_shape.setdefault(p.shape, []).append(p)
-        decay = group['lr'] * group['weight_decay']
-        for shape, params in by_shape.items():
-            step_size = 0.2 * math.sqrt(max(shape)) * group['lr']
-            self.move(params, step_size, decay)
 
     def move(self, params, step_size, decay):
         """Move matrices of one shape"""
@@ -79,10 +74,8 @@ def make_optimizer(named, lr, weight_decay, muon, capturable):
             inside.append(p)
         else:
             matrices.append(p)
-    groups = [
-        {'params': matrices, 'weight_decay': weight_decay},
-        {'params': others, 'weight_decay': 0.0},
-    ]
+    groups = [{'params': matrices, 'weight_decay': weight_decay},
+              {'params': others, 'weight_decay': 0.0}]
     settings = dict(lr=lr, betas=BETAS, fused=True, capturable=capturable)
     if not muon:
         return torch.optim.AdamW(groups, **settings)

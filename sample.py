@@ -85,13 +85,6 @@ def recorded(wav):
     return with_room(wave)
 
 
-def typed(tasks):
-    """The question in `start` -> Question, as it is played"""
-    asked_of = task_of(start, tasks)
-    wanted = solve(asked_of, start)
-    return Question(play_text(start, seed, TASKS[asked_of].slots(start)), start, wanted)
-
-
 def drawn(tasks):
     """num_samples test questions, of all tasks alike -> Questions"""
     parts = [(name, part) for name in tasks for part in split_names(name, split)]
@@ -99,8 +92,8 @@ def drawn(tasks):
         raise ValueError(f"no split {split!r}; {tasks[0]} has {', '.join(TASKS[tasks[0]].splits)}")
     questions = []
     for i, (name, part) in enumerate(parts):
-        n = len(range(i, num_samples, len(parts)))
-        for b in split_batches(name, part, n, seed):
+        share = len(range(i, num_samples, len(parts)))
+        for b in split_batches(name, part, share, seed):
             rows = zip(b.question, b.lengths, b.asked, b.wanted, strict=True)
             questions += [Question(w[:n], decode(a), decode(wanted)) for w, n, a, wanted in rows]
     return questions
@@ -108,13 +101,16 @@ def drawn(tasks):
 
 def questions_of(tasks):
     """What the settings ask -> Questions"""
-    played = typed(tasks) if start else None
-    if not wav:
-        return [played] if start else drawn(tasks)
-    wave = recorded(wav)
+    if not start and not wav:
+        return drawn(tasks)
+    text = wanted = wave = ''
     if start:
-        return [played._replace(wave=wave)]
-    return [Question(wave, transcribe(wave[None])[0], '')]
+        name = task_of(start, tasks)
+        text, wanted = start, solve(name, start)
+        wave = play_text(start, seed, TASKS[name].slots(start))
+    if wav:
+        wave = recorded(wav)
+    return [Question(wave, text or transcribe(wave[None])[0], wanted)]
 
 
 # --- answers ---

@@ -1,7 +1,6 @@
 """
-The scorer: waveforms in, symbols out, by FFT. It knows nothing of any model.
-
-Letters: B waveforms   S samples   T frames   K bins   M tones
+The scorer: waveforms in, symbols out, by FFT. It knows nothing of any model. Letters: B waveforms,
+S samples, T frames, K bins, M tones
 """
 import math
 from typing import NamedTuple
@@ -62,26 +61,13 @@ def beside_bin(log, k):
 
 # --- where the tones are ---
 
-def frame_power(waves):
-    """Waveforms (B, S) -> the power of each frame (B, T, K): a tone peaks at the square of its
-    amplitude"""
-    window = torch.hann_window(FRAME, device=waves.device)
-    window = 2 * window / window.sum()
-    frames = waves.unfold(1, FRAME, STEP) * window  # (B, T, FRAME)
-    power = power_of(F.pad(frames, (0, FRAME_FFT - FRAME)))
-    power[..., :DEAF] = 0
-    return power
-
-
 def noise_around(power):
     """Power (..., K) -> the geometric mean of the bins around, which one tone changes little; of
     fewer at low pitches, as many on either side, as noise may fall off"""
     bins = torch.arange(power.shape[-1], device=power.device)
-    reach = (bins - DEAF).clamp(0, AROUND)
-    near = (bins - bins[:, None]).abs() <= reach
-    weights = near / near.sum(0)
+    near = (bins - bins[:, None]).abs() <= (bins - DEAF).clamp(0, AROUND)
     log = power.clamp(min=1e-10).log()
-    return (log @ weights).exp()
+    return (log @ (near / near.sum(0))).exp()
 
 
 def depth_of_dips(level, starts):
@@ -91,22 +77,24 @@ def depth_of_dips(level, starts):
     # real level is never so large, so the running maximum begins anew with every run.
     lift = 1000 * starts.cumsum(1).double()
     before = (level + lift).cummax(1).values - lift
-    backwards = (level - lift).flip(1)
-    after = backwards.cummax(1).values.flip(1) + lift
+    after = (level - lift).flip(1).cummax(1).values.flip(1) + lift
     return before.minimum(after) - level
 
 
 def going_on(on, moved):
     """Frames (B, T) that go on with the tone of the frame before: something sounds in both, and the
     pitch has not moved"""
-    before = F.pad(on[:, :-1], (1, 0))
-    return on & before & ~moved
+    return on & F.pad(on[:, :-1], (1, 0)) & ~moved
 
 
 def find_runs(waves, shortest):
     """Padded waveforms (B, S) -> runs of frames that hold one tone: waveform, first and last frame,
     (M,) each"""
-    power = frame_power(waves)
+    window = torch.hann_window(FRAME, device=waves.device)
+    window = 2 * window / window.sum()  # a tone peaks at the square of its amplitude
+    frames = waves.unfold(1, FRAME, STEP) * window  # (B, T, FRAME)
+    power = power_of(F.pad(frames, (0, FRAME_FFT - FRAME)))
+    power[..., :DEAF] = 0
     # Over three frames noise varies less than a tone does.
     smooth = F.avg_pool1d(power.transpose(1, 2), 3, 1, 1, count_include_pad=False)
     smooth = smooth.transpose(1, 2)  # (B, T, K)
@@ -132,9 +120,8 @@ def find_runs(waves, shortest):
     on = on & (depth_of_dips(level, starts) < DIP)
 
     goes_on = going_on(on, moved)
-    goes_further = F.pad(goes_on[:, 1:], (0, 1))
     clip, first = (on & ~goes_on).nonzero(as_tuple=True)
-    _, last = (on & ~goes_further).nonzero(as_tuple=True)
+    _, last = (on & ~F.pad(goes_on[:, 1:], (0, 1))).nonzero(as_tuple=True)
     keep = last - first >= shortest - 1
     return clip[keep], first[keep], last[keep]
 
@@ -150,22 +137,18 @@ def is_one_tone(power, k, wide):
     overtone = (bins % k).minimum(-bins % k) <= wide
     known = own | overtone
     highest = power.amax(1).clamp(min=1e-20)
-
     # Overtones are lower than the tone.
     other = torch.where(overtone, 0.5 * power, power)
     second = other.masked_fill(own, 0).amax(1)
     inside = (power * known).sum(1)
-    steady = second < HIGHEST_OTHER * highest
-    steady = steady & (inside > LEAST_INSIDE * power.sum(1))
-
-    band = bins < VOICE_BAND * TONE_FFT / SAMPLE_RATE
-    between = band & ~known & (power > 0)
+    steady = (second < HIGHEST_OTHER * highest) & (inside > LEAST_INSIDE * power.sum(1))
+    # A voice has partials that stand out of what lies between its own.
+    between = (bins < VOICE_BAND * TONE_FFT / SAMPLE_RATE) & ~known & (power > 0)
     log = power.clamp(min=1e-20).log()
     floor = (log * between).sum(1) / between.sum(1)
     partial = decibels((power * between).amax(1))
-    voiced = partial > decibels(highest) + VOICE
-    voiced = voiced & (partial > decibels(floor.exp()) + OVER_FLOOR)
-    return steady, voiced
+    stands_out = partial > decibels(floor.exp()) + OVER_FLOOR
+    return steady, stands_out & (partial > decibels(highest) + VOICE)
 
 
 def total(x, clip):
