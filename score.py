@@ -10,7 +10,8 @@ $ python score.py --out_dir=out/mirror --split=lengths          # longer, until 
 $ python score.py config/control/noise.py --out_dir=out/mirror  # questions without tones
 
 The second asks 1,000 questions of each split, prints a table and writes out/mirror/scores.json;
-the fourth and fifth write sounds.json and lengths.json. lab.figures draws them.
+the fourth and fifth write sounds.json and lengths.json, which lab.figures draws; others are named
+after what they ask, such as scores_iid_noise.json.
 """
 import sys
 
@@ -23,8 +24,8 @@ wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py
 out_dir = 'out/mirror'  # folder of the checkpoint, and of scores.json
 init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
 # what it is asked
-tasks = ''              # some of its tasks, to look at; '' asks all and writes the results
-split = 'all'           # or one of them, such as ood_length; or lengths
+tasks = ''              # some of its tasks; '' asks all
+split = 'all'           # or one of them, such as ood_length; or length_100, say; or lengths
 sound = 'clean'         # or how it is asked instead: see SOUNDS in lab/conditions.py; or all
 num_samples = 1000      # questions of each split
 seed = 1337             # of the questions; the same seed asks the same questions anywhere
@@ -41,6 +42,7 @@ config = configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
 
 # isort: split
 import os
+import re
 import time
 from collections import Counter
 from functools import partial
@@ -61,8 +63,6 @@ from transcribe import find_tones
 
 LENGTHS = [10 * 2 ** k for k in range(8)]  # 10 to 1,280 symbols or digits
 BROKEN = 0.05  # exact match under which still longer questions are not asked
-# Which file holds the results of all tasks, by split and sound
-KINDS = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
 
 
 # --- a WAV file ---
@@ -93,12 +93,19 @@ def hear_file(path, verbose, is_one_of_many):
 
 def tests_of(task, split, sound):
     """What is asked of a task -> {name: (split, sound, more arguments of evaluate)}"""
-    if split == 'lengths':
-        of_length = TASKS[task].of_length
-        return {str(n): ('val_ood', sound, of_length(n)) for n in LENGTHS if of_length}
-    if sound == 'all':
-        return {name: ('iid', name, {}) for name in SOUNDS}
+    lengths = re.fullmatch(r'length(s|_\d+)', split)
+    if lengths and TASKS[task].of_length:
+        each = LENGTHS if lengths[1] == 's' else [int(lengths[1][1:])]
+        return {str(n): ('val_ood', sound, TASKS[task].of_length(n)) for n in each}
+    if sound == 'all' or sound != 'clean' and split == 'iid':
+        return {name: ('iid', name, {}) for name in (SOUNDS if sound == 'all' else [sound])}
     return {name: (name, sound, {}) for name in split_names(task, split)}
+
+
+def named_after(kind):
+    """What the results, or the mistakes, of these settings are called"""
+    parts = kind, tasks.replace(',', '_'), split, sound
+    return '_'.join(part for part in parts if part not in ('all', 'clean', 'lengths', ''))
 
 
 def print_row(task, split, r, verbose):
@@ -149,29 +156,26 @@ def ask_all(model, tests, aloud):
 
 
 def write_results(folder, scores, mistakes, checkpoint, seconds):
-    """Write scores.json, or what else was asked of all tasks, and the mistakes"""
+    """Write what was found, a summary of puzzles, and the mistakes"""
     os.makedirs(folder, exist_ok=True)
-    kind = '' if tasks else KINDS.get((split, sound), '')
-    if kind:
-        write_json(os.path.join(folder, kind + '.json'), {
-            'scores': scores,
-            **{key: config[key] for key in ('seed', 'think', 'brief', 'halting')},
-            'iterations': checkpoint['iter_num'],
-            'seconds': checkpoint.get('seconds'),  # of training
-            'asked_in': round(seconds, 1),
-            'checkpoint': checkpoint.get('provenance'),
-            **provenance(),
-        })
-    rows = rows_by_level(scores) if kind == 'scores' else []
+    kind = {'all': 'sounds'}.get(sound, 'lengths' if split == 'lengths' else 'scores')
+    write_json(os.path.join(folder, named_after(kind) + '.json'), {
+        'scores': scores,
+        **{key: config[key] for key in ('seed', 'think', 'brief', 'halting')},
+        'iterations': checkpoint['iter_num'],
+        'seconds': checkpoint.get('seconds'),  # of training
+        'asked_in': round(seconds, 1),
+        'checkpoint': checkpoint.get('provenance'),
+        **provenance(),
+    })
+    rows = rows_by_level(scores)
     if rows:  # one table with what text.ask asks others
         found = summarize(folder if init_from == 'out_dir' else init_from, folder, rows)
         found['questions'] = 'tones'
-        write_json(os.path.join(folder, 'summary.json'), found)
+        write_json(os.path.join(folder, named_after('summary') + '.json'), found)
         show(found)
     if errors:
-        parts = 'errors', split, sound, tasks
-        name = '_'.join(x for x in parts if x not in ('all', 'clean', ''))
-        write_errors(mistakes, folder, name)
+        write_errors(mistakes, folder, named_after('errors'))
 
 
 def main():

@@ -160,7 +160,7 @@ generator = torch.Generator(device).manual_seed(seed)  # of the examples
 turns = random.Random(seed)                            # of the tasks
 
 # --- the model, from scratch or from a checkpoint ---
-RESULTS = r'(best|ckpt)\.pt|(scores|sounds|lengths|summary)\.json'
+RESULTS = r'(best|ckpt)\.pt|(scores|sounds|lengths|summary)(_.+)?\.json'
 try:
     if init_from == 'scratch':
         model = MiniJMamba(c).to(device)

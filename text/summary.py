@@ -96,6 +96,8 @@ def rows_by_level(scores):
     rows = []
     for task, found in scores.items():
         for difficulty, name in enumerate(TASKS[task].levels, 1):
+            if name not in found:  # another split was asked
+                continue
             n = found[name]['n']
             n_right = round(n * found[name]['exact_match'])
             rows += [{'task': task, 'difficulty': difficulty, 'is_correct': i < n_right}
