@@ -6,11 +6,12 @@ $ python -m lab.results --add=release --of=out/release     # keeps them: records
 $ python -m lab.results                                    # writes them into the pages
 $ python -m lab.results --check=true                       # or says what differs; exit code 1
 
-A record is a folder in records/: what score.py wrote (scores.json, sounds.json, lengths.json), and
-record.json, which says for each of them the command, the commit, the seed and the machine.
+A record is a folder in records/: what score.py wrote (scores.json, sounds.json, lengths.json,
+scores_mod_length_100.json, ...), and record.json, which says for each of them the command, the
+commit, the seed and the machine. Where two ask the same, the one of more questions counts.
 
 What a page says between <!-- records: table --> and <!-- end --> is records/table.md, with numbers
-for the names in braces. A name is record/task/test, as records/*/*.json have them:
+for the names in braces. A name is record/task/test:
 
     {release/mod/iid}          the last five cells of a row: exact match in per cent, its 95 %
                                interval, questions, and the exact match of a plain wire and of the
@@ -41,7 +42,7 @@ import torch
 from system import write_json, write_text
 
 PAGES = 'README.md', 'RESULTS.md'
-KINDS = 'scores', 'sounds', 'lengths'  # files of a record, and of score.py
+SCORES = re.compile(r'(scores|sounds|lengths)(_.+)?\.json')  # what score.py writes
 KEPT = 'exact_match', 'n', 'distinct', 'wire', 'shortcuts', 'passes', 'stopped'  # of each test
 BLOCK = re.compile(r'(<!-- records: (\S+) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 MARK = re.compile(r'<!-- (?:records: \S+|end) -->')
@@ -53,6 +54,10 @@ NAME = re.compile(r'\{([^{}]+?)(?::(\w+))?\}')
 def describe_machine():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {gpu}'
+
+
+def files_in(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def read(path):
@@ -67,33 +72,30 @@ def read(path):
 
 
 def add_record(record, of, machine='', commit=''):
-    """Copy results from the folder `of` into the folder of a record -> which kinds. ValueError if
+    """Copy results from the folder `of` into the folder of a record -> their files. ValueError if
     there are none, or if nobody could make them again."""
     said = os.path.join(record, 'record.json')
     about = read(said) if os.path.exists(said) else {}
     copies = {}
-    for kind in KINDS:
-        path = os.path.join(of, kind + '.json')
-        if not os.path.exists(path):
-            continue
-        made = read(path)
+    for name in filter(SCORES.fullmatch, files_in(of)):
+        made = read(os.path.join(of, name))
         if not {'scores', 'commit'} <= set(made):
-            raise ValueError(f"{path} is not by score.py")
+            raise ValueError(f"{name} in {of} is not by score.py")
         scores = made.pop('scores')
-        copies[kind] = {
+        copies[name] = {
             task: {test: {key: r[key] for key in KEPT if key in r} for test, r in tests.items()}
             for task, tests in scores.items()
         }
         made['commit'] = commit or made['commit']
         if not re.fullmatch('[0-9a-f]{7,40}', made['commit']):
-            raise ValueError(f"{path} is by commit {made['commit']!r}, which nobody can check out: "
+            raise ValueError(f"{name} is by commit {made['commit']!r}, which nobody can check out: "
                              "commit first and score again, or give the --commit")
-        about[kind] = {**made, 'machine': machine or describe_machine()}
+        about[name] = {**made, 'machine': machine or describe_machine()}
     if not copies:
-        raise ValueError(f"{of} has no scores.json: python score.py writes it there")
+        raise ValueError(f"{of} has no scores.json: python score.py writes it")
     os.makedirs(record, exist_ok=True)
-    for kind, scores in copies.items():
-        write_json(os.path.join(record, kind + '.json'), scores)
+    for name, scores in copies.items():
+        write_json(os.path.join(record, name), scores)
     write_json(said, about)
     return list(copies)
 
@@ -101,14 +103,15 @@ def add_record(record, of, machine='', commit=''):
 def read_records(folder):
     """A folder of records -> {'record/task/test': its result}"""
     found = {}
-    for record in sorted(os.listdir(folder)):
-        for kind in KINDS:
-            path = os.path.join(folder, record, kind + '.json')
-            if not os.path.exists(path):
-                continue
-            for task, tests in read(path).items():
+    for record in files_in(folder):
+        for name in filter(SCORES.fullmatch, files_in(os.path.join(folder, record))):
+            for task, tests in read(os.path.join(folder, record, name)).items():
                 for test, result in tests.items():
-                    found[f'{record}/{task}/{test}'] = result
+                    key = f'{record}/{task}/{test}'
+                    other = found.get(key, result)
+                    if other['n'] == result['n'] and other != result:
+                        raise ValueError(f"two files say what {key} is: remove one of them")
+                    found[key] = max(result, other, key=lambda r: r['n'])
     return found
 
 
@@ -207,8 +210,8 @@ def main():
         return update(HERE, check)
     if not of or not re.fullmatch(r'[\w-]+', add):
         fail("a record takes a name and a folder: --add=release --of=out/release")
-    kinds = add_record(os.path.join(HERE, 'records', add), of, machine, commit)
-    print(f"records/{add} has {', '.join(kinds)} from {of}")
+    names = add_record(os.path.join(HERE, 'records', add), of, machine, commit)
+    print(f"records/{add} has {', '.join(names)} from {of}")
 
 
 if __name__ == '__main__':

@@ -148,10 +148,22 @@ def root(tmp_path):
 def test_a_record_says_what_made_it(root):
     record = root / 'records' / 'made-up'
     about = json.loads((record / 'record.json').read_text())
-    assert about['lengths'] == {
+    assert about['lengths.json'] == {
         'command': 'score.py --seed=3', 'commit': '0123abc', 'seed': 3, 'machine': 'a machine'}
-    assert set(about) == {'lengths', 'sounds'}
+    assert set(about) == {'lengths.json', 'sounds.json'}
     assert 'confused' not in (record / 'lengths.json').read_text()
+
+
+def test_of_two_tests_the_longer_counts(root):
+    record, name = root / 'records' / 'made-up', 'made-up/mod/20'
+    for n, counts in ((50, 100), (400, 400)):
+        scores = {'mod': made('20', 0.5, n, wire=0, shortcuts={})}
+        (record / 'scores_mod_length_20.json').write_text(json.dumps(scores))
+        assert results.read_records(root / 'records')[name]['n'] == counts
+    (record / 'scores_mod_length_20.json').write_text(
+        json.dumps({'mod': made('20', 0.5, 100, wire=0, shortcuts={})}))
+    with pytest.raises(ValueError, match=name):
+        results.read_records(root / 'records')
 
 
 def test_pages_are_written_once_and_then_stay(root, capsys):
