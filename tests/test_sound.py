@@ -9,12 +9,20 @@ import torch
 import torch.nn.functional as F
 
 import prepare
-from lab.conditions import SOUNDS, change
-from prepare import LOUDNESS, make_batch, make_rhythm, max_samples, play, split_batches
-from score import edit_distance
+from audio.tune import hertz_off, hurried, prepared, tuned
+from exam import edit_distance
+from lab.conditions import SOUNDS, as_heard
+from prepare import (
+    LOUDNESS,
+    Synthesis,
+    make_batch,
+    make_rhythm,
+    max_samples,
+    play,
+    split_batches,
+)
 from tasks import REST, TASKS, encode
 from tests.helpers import gen, texts_of
-from think import hertz_off, hurried, tuned
 from transcribe import transcribe
 
 
@@ -62,7 +70,7 @@ def test_splits_are_the_same_every_time_whatever_is_asked_beside():
 
 @pytest.mark.parametrize('task', TASKS)
 def test_question_and_answer_of_a_batch_are_what_the_scorer_hears(task):
-    b = make_batch(task, 'train', 64, gen(7))
+    b = make_batch(task, 'train', 32, gen(7))
     assert transcribe(b.question) == texts_of(b.asked)
     assert transcribe(b.answer) == texts_of(b.wanted)
     assert b.question.shape[1] % prepare.BLOCK == 0
@@ -81,7 +89,7 @@ def test_an_answer_of_another_question_is_as_long():
 def test_controls_change_what_they_say():
     b = make_batch('mirror', 'train', 30, gen())
     asked = texts_of(b.asked)
-    spoilt = {name: change(b, name) for name in ('phase', 'noise', 'longer', 'shorter')}
+    spoilt = {name: as_heard(b, name) for name in ('phase', 'noise', 'longer', 'shorter')}
     for name in ('phase', 'longer', 'shorter'):
         assert transcribe(spoilt[name].question) == asked, name
     assert (spoilt['phase'].question - b.question).abs().mean() > 0.1
@@ -112,7 +120,7 @@ def test_every_kind_of_sound_is_tested():
 @pytest.mark.parametrize('sound', HEARD)
 def test_the_scorer_hears_through(sound):
     b = next(split_batches('mirror', 'iid', 20))
-    changed = change(b, sound)
+    changed = as_heard(b, sound)
     same = torch.equal(changed.question, b.question)
     assert same == (sound in ('clean', 'volume_0', 'shorter'))
     assert changed.lengths.max() <= changed.question.shape[1]
@@ -123,10 +131,10 @@ def test_the_scorer_hears_through(sound):
 
 @pytest.mark.parametrize('task', ['mirror', 'mod', 'bracket'])
 def test_real_sound_is_heard_in_its_window(task):
-    b = make_batch(task, 'train', 200, gen(3), sound='real', pauses=4)
+    b = make_batch(task, 'train', 80, gen(3), sound='real', pauses=4)
     assert torch.isfinite(b.question).all() and torch.isfinite(b.answer).all()
     assert b.lengths.max() <= b.question.shape[1]
-    clean = make_batch(task, 'train', 200, gen(3), pauses=4)
+    clean = make_batch(task, 'train', 80, gen(3), pauses=4)
     assert b.question.shape == clean.question.shape
     assert torch.equal(b.asked, clean.asked)
     right = [h == w for h, w in zip(transcribe(b.answer), texts_of(b.wanted), strict=True)]
@@ -145,6 +153,40 @@ def test_nothing_of_a_room_is_repeated_in_gaps(task):
     level = b.answer.unflatten(1, (-1, 160)).abs().amax(2)
     assert (level[~sounds] == 0).all()
     assert (level[sounds] > 0.01).float().mean() > 0.9
+
+
+def test_half_of_a_batch_is_in_rooms_whoever_that_is():
+    """Here no tone is heard in a room, so it is known who is in one."""
+    without_tones = Synthesis(reverberate=lambda waves, room: 0 * waves)
+    times, neighbours = torch.zeros(8), set()
+    for seed in range(100):
+        b = make_batch('mirror', 'train', 8, gen(seed), sound='real', synthesis=without_tones,
+                       high=3)
+        in_rooms = (b.answer == 0).all(1)
+        assert in_rooms.sum() == 4
+        times += in_rooms
+        neighbours.add(int(in_rooms[0] == in_rooms[1]))
+    assert 30 < times.min() and times.max() < 70
+    assert neighbours == {0, 1}
+
+
+def test_each_row_of_a_batch_has_another_for_its_neighbour():
+    b = make_batch('mirror', 'train', 8, gen())
+    neighbour = torch.arange(8) + b.to_neighbour
+    assert torch.equal(neighbour.sort().values, torch.arange(8))
+    assert torch.equal(neighbour[neighbour], torch.arange(8))
+    assert b.to_neighbour.all()
+
+
+@pytest.mark.parametrize('sound', ['clean', 'real'])
+def test_a_part_of_a_batch_is_made_of_the_same_questions(sound):
+    whole, half = (make_batch('mod', 'train', 8, gen(), part=part, sound=sound)
+                   for part in (slice(None), slice(4, 8)))
+    assert torch.equal(half.asked, whole.asked[4:])
+    assert torch.equal(half.rhythm.start, whole.rhythm.start[4:])
+    assert torch.equal(half.lengths, whole.lengths[4:])
+    if sound == 'clean':
+        assert torch.equal(half.question, whole.question[4:])
 
 
 def test_a_room_is_the_same_for_all_delays_and_dies_away():
@@ -194,7 +236,7 @@ def test_what_is_played_backwards_is_heard_backwards():
 @pytest.mark.parametrize('sound, off', [('off_45', 45), ('off_-45', -45), ('clean', 0)])
 def test_how_far_a_recording_is_out_of_tune(sound, off):
     [b] = split_batches('mod', 'iid', 50)
-    b = change(b, sound)
+    b = as_heard(b, sound)
     found = hertz_off(b.question)
     assert (found - off).abs().max() < 4
     moved = tuned(b.question, found)
@@ -216,7 +258,7 @@ def test_what_has_no_pitch_is_not_out_of_tune():
 @pytest.mark.parametrize('noise', ['clean', 'white_0'])
 def test_the_gaps_of_a_slow_player_are_cut_down(noise):
     [b] = split_batches('mod', 'iid', 50)
-    slow = change(change(b, 'gap_0.5'), noise)
+    slow = as_heard(as_heard(b, 'gap_0.5'), noise)
     short, lengths = hurried(slow.question, slow.lengths)
     n = torch.tensor([len(text) for text in texts_of(b.asked)])
     assert torch.equal(lengths < slow.lengths - 4000 * (n - 1), n > 1)
@@ -237,10 +279,27 @@ def test_a_slow_player_s_short_gaps_stay():
     assert lengths < 60000 and transcribe(wave) == transcribe(short) == [text]
 
 
+def test_what_is_prepared_is_in_tune_and_in_time():
+    [b] = split_batches('mod', 'iid', 8)
+    waves = torch.cat([as_heard(as_heard(b, 'gap_0.5'), sound).question
+                       for sound in ('off_45', 'clean')])[:, :160000]
+    S = waves.shape[1]
+    tuned_only, lengths = prepared(waves, hurry=False)
+    assert tuned_only.shape == waves.shape
+    assert lengths.tolist() == [S] * 16
+    assert hertz_off(tuned_only).abs().max() < 5
+    assert torch.equal(tuned_only[8:], waves[8:])
+    waves, lengths = prepared(waves)
+    assert hertz_off(waves).abs().max() < 5
+    assert lengths.max() < S and waves.shape[1] == lengths.max()
+    clean, lengths = prepared(b.question, b.lengths)
+    assert torch.equal(clean, b.question) and torch.equal(lengths, b.lengths)
+
+
 def test_who_is_not_slow_is_left_alone():
     for sound in ('clean', 'tempo_0.6', 'uneven_0.25'):
         [b] = split_batches('mod', 'iid', 50)
-        b = change(b, sound)
+        b = as_heard(b, sound)
         waves, lengths = hurried(b.question, b.lengths)
         assert torch.equal(waves, b.question) and torch.equal(lengths, b.lengths)
     silence, lengths = torch.zeros(2, 16000), torch.tensor([16000, 8000])
