@@ -3,30 +3,27 @@ Config files and flags over a script's settings, as in nanoGPT:
 
 $ python train.py config/mirror.py --batch_size=32
 
-A script's settings are its lower-case globals of type int, float, bool or str. They stand at its
-top, above `import torch`, which takes seconds, and are followed by
-
-    config = configure(globals())
-
-A config file is Python that assigns to settings; it may import and define functions, its other
-names begin with _, and base('mod') applies config/mod.py first. A --key=value overrides what stands
-before it on the line. Files and flags are held to the same rules: the key must exist, and the value
-must have the type of the default (an int will do for a float). Anything else ends the script with
-one line and exit code 2. --help prints the settings as they stand in the script.
+Settings are a script's lower-case globals of type int, float, bool or str, in a block that begins
+with a line `# --- settings ---` and ends with `config = configure(globals())`, above those imports
+that take seconds. A config file is Python that assigns to settings; it may import and define
+functions, its other names begin with _, and base('mod') applies config/mod.py first. Of files and
+flags the later one counts. A key must exist, and a value must have the type of the default (an int
+will do for a float): anything else ends the script with one line and exit code 2.
 
 Where the script is only imported, nothing of all this happens.
 """
 import difflib
 import os
-import re
 import signal
 import sys
 import types
+from contextlib import suppress
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SEEDS = (0, 2 ** 63 - 1)  # that torch's generators take
 KINDS = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}
 WORDS = {'true': True, 'false': False}
+HELP = '--help', '-h'
 
 
 def fail(message, code=2):
@@ -35,11 +32,10 @@ def fail(message, code=2):
     sys.exit(code)
 
 
-# --- checks of settings ---
+# --- checks of settings: each ends the script if one is wrong ---
 
 def bounds(settings, **limits):
-    """End the script unless each setting named lies within its limits: the lowest, or (lowest,
-    highest)"""
+    """Each setting named must lie within its limits: the lowest, or (lowest, highest)"""
     for key, limit in limits.items():
         low, high = limit if isinstance(limit, tuple) else (limit, float('inf'))
         if not low <= settings[key] <= high:
@@ -48,7 +44,7 @@ def bounds(settings, **limits):
 
 
 def choices(settings, **allowed):
-    """End the script unless each setting named is one of those allowed"""
+    """Each setting named must be one of those allowed"""
     for key, names in allowed.items():
         if settings[key] not in names:
             fail(f"{key} is {' or '.join(filter(None, names))}, not {settings[key]!r}")
@@ -68,15 +64,14 @@ def for_each(settings, key, names, kind):
     """A setting that holds one number for all names, or one for each -> {name: number}"""
     try:
         numbers = [kind(x) for x in settings[key].split(',')]
-        if len(numbers) == 1:
-            numbers *= len(names)
-        if len(numbers) == len(names) and all(0 <= x <= 10000 for x in numbers):
-            return dict(zip(names, numbers, strict=True))
     except ValueError:
-        pass
-    example = ','.join('1' for _ in names)
-    fail(f"{key} takes a number from 0 to 10000 for all tasks or one for each, such as {example}, "
-         f"not {settings[key]!r}")
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= len(names)
+    if len(numbers) != len(names) or not all(0 <= x <= 10000 for x in numbers):
+        fail(f"{key} takes a number from 0 to 10000 for all tasks or one for each, such as "
+             f"{','.join('1' * len(names))}, not {settings[key]!r}")
+    return dict(zip(names, numbers, strict=True))
 
 
 # --- reading them ---
@@ -84,20 +79,16 @@ def for_each(settings, key, names, kind):
 def convert(key, value, default, where):
     """`value`, which is text if it comes from a flag, as the type of `default`"""
     kind = type(default)
-    try:
-        if kind is str and isinstance(value, str):
-            return os.path.expanduser(value) if value.startswith('~/') else value
-        if kind is bool and isinstance(value, str):
-            return WORDS[value.lower()]
-        if kind in (int, float) and isinstance(value, str):
-            return kind(value)
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind:
-            return value
-    except (KeyError, ValueError):
-        pass
-    fail(f"{where}: {key} takes {KINDS[kind]}, not {value!r}")
+    if kind is bool and isinstance(value, str):
+        value = WORDS.get(value.lower(), value)
+    elif kind is str and isinstance(value, str):
+        value = os.path.expanduser(value)
+    elif kind in (int, float) and type(value) in (int, str):
+        with suppress(ValueError, OverflowError):
+            value = kind(value)
+    if type(value) is not kind:
+        fail(f"{where}: {key} takes {KINDS[kind]}, not {value!r}")
+    return value
 
 
 def run_config(path):
@@ -115,73 +106,67 @@ def run_config(path):
         fail(f"cannot read the config file {e.filename or path}: {e.strerror}")
     except Exception as e:
         fail(f"config file {path}: {type(e).__name__}: {e}")
-    found = {}
-    for key, value in scope.items():
-        is_tool = callable(value) or isinstance(value, types.ModuleType)
-        if not key.startswith('_') and not is_tool:
-            found[key] = value
-    return found
+    return {key: value for key, value in scope.items()
+            if key[0] != '_' and not callable(value) and not isinstance(value, types.ModuleType)}
 
 
 def show_help(settings, keys):
-    """Print a script's docstring and the block of its settings, line by line as they stand there,
-    with the values that they have now"""
+    """Print a script's docstring and the block of its settings as it stands there, but with the
+    values that they have now"""
     print(settings['__doc__'].strip() + '\n')
     with open(settings['__file__'], encoding='utf-8') as f:
-        lines = f.read().partition('\n# --- settings')[2].splitlines()[1:]
-    for line in lines:
+        block = f.read().partition('\n# --- settings')[2]
+    for line in block.splitlines()[1:]:
         if 'configure(globals()' in line:
             return
-        found = re.match(r'(\w+) = (.*?)(  +#.*)?$', line)
-        if not found:
-            print(line)
-        elif found[1] in keys:
-            setting = f'--{found[1]}={settings[found[1]]}'
-            comment = (found[3] or '').strip()
-            print(f'{setting:28} {comment}'.rstrip())
+        key, _, default = line.partition(' = ')
+        if key in keys:
+            setting = f'--{key}={settings[key]}'
+            comment = default.partition('  #')[2]
+            line = f'{setting:28} #{comment}' if comment else setting
+        print(line)
 
 
 def quietly(kind, error, trace):
-    """Ctrl-C is no error: end with the exit code that shells know it by"""
+    """Ctrl-C is no error, and a full disk below the output is none of ours"""
     if kind is KeyboardInterrupt:
-        os._exit(130)
+        os._exit(130)  # as shells know it
+    if kind is OSError:  # those that a file's name causes are of other kinds
+        print(f"{os.path.basename(sys.argv[0])}: error: {error.strerror}", file=sys.stderr)
+        os._exit(1)
     sys.__excepthook__(kind, error, trace)
+
+
+def given(argv):
+    """Flags and config files -> (key, value, where that stands), in their order"""
+    for arg in argv:
+        if not arg.startswith('-'):
+            for key, value in run_config(os.path.expanduser(arg)).items():
+                yield key, value, arg
+        elif arg not in HELP:
+            key, equals, value = arg.partition('=')
+            if not equals or not key.startswith('--'):
+                fail(f"{arg}: write it as --{key.lstrip('-')}=value")
+            yield key[2:], value, arg
 
 
 def configure(settings, argv=None):
     """Apply config files and flags to `settings` (a script's globals(), changed in place)
     -> dict of the result. It also makes the script end quietly if its output is not read."""
-    names = [key for key in settings if re.fullmatch('[a-z]\\w*', key)]
-    keys = [key for key in names if type(settings[key]) in KINDS]
-    if settings['__name__'] != '__main__':
-        return {key: settings[key] for key in keys}
-
-    sys.excepthook = quietly
-    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
-    if hasattr(signal, 'SIGPIPE'):  # Windows has none
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
-    def assign(key, value, where):
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
-            fail(f"{where}: there is no setting {key!r}; {hint}")
-        settings[key] = convert(key, value, settings[key], where)
-
-    argv = sys.argv[1:] if argv is None else argv
-    asks_for_help = {'--help', '-h'}
-    for arg in argv:
-        key, equals, value = arg.removeprefix('--').partition('=')
-        if arg in asks_for_help:
-            continue
-        if not arg.startswith('-'):
-            for key, value in run_config(os.path.expanduser(arg)).items():
-                assign(key, value, arg)
-        elif equals and arg.startswith('--'):
-            assign(key, value, arg)
-        else:
-            fail(f"{arg}: write it as --{key.lstrip('-')}=value")
-    if asks_for_help & set(argv):
-        show_help(settings, keys)
-        sys.exit(0)
+    keys = [key for key, value in settings.items() if key[0].islower() and type(value) in KINDS]
+    if settings['__name__'] == '__main__':
+        sys.excepthook = quietly
+        sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+        if hasattr(signal, 'SIGPIPE'):  # Windows has none
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        argv = sys.argv[1:] if argv is None else argv
+        for key, value, where in given(argv):
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, 1, 0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
+                fail(f"{where}: there is no setting {key!r}; {hint}")
+            settings[key] = convert(key, value, settings[key], where)
+        if set(HELP) & set(argv):
+            show_help(settings, keys)
+            sys.exit(0)
     return {key: settings[key] for key in keys}
