@@ -2,21 +2,21 @@
 Every kind of file that is read, with a few of its bytes changed: it is read, or a sentence says why
 not.
 
-$ FUZZ=625 python -m pytest tests/test_fuzz.py    # so many files of each kind; 8 kinds are 5,000
+$ FUZZ=600 python -m pytest --long tests/test_fuzz.py    # so many files of each kind
 """
+import json
 import os
 import random
-import runpy
-import sys
 import warnings
 
 import pytest
 
+from audio.files import read_wav
 from checkpoint import load_checkpoint, write_weights
 from configurator import configure
-from audio.files import read_wav
 from prepare import play_text
-from tests.helpers import path_of, run_here
+from tests.helpers import run_here, undone
+from text.ask import answers_in
 
 FUZZ = int(os.environ.get('FUZZ', 40))
 
@@ -87,26 +87,31 @@ def test_weights(ending, trained, tmp_path):
 def test_configs(tmp_path, capsys):
     path = tmp_path / 'c.py'
     whole = b"# a config\ntasks = 'mirror'\nbatch_size = 4\nlearning_rate = 1e-3\ncompile = False\n"
-    settings = {'tasks': 'mod', 'batch_size': 1, 'learning_rate': 1.0, 'compile': True}
-    assert fuzz(path, whole, lambda: configure(dict(settings), [str(path)]))
+    settings = {'__name__': '__main__', 'tasks': 'mod', 'batch_size': 1, 'learning_rate': 1.0,
+                'compile': True}
+    with undone():
+        assert fuzz(path, whole, lambda: configure(dict(settings), [str(path)]))
     assert 'Traceback' not in capsys.readouterr().err
 
 
-def test_rows(trained, tmp_path, capsys, monkeypatch):
-    """The log of a training, for figures.py, and the answers that ask.py goes on from"""
+@pytest.mark.long
+def test_the_log_of_a_training(trained, tmp_path, capsys):
+    """As lab.figures reads it"""
     path = tmp_path / 'log.jsonl'
 
     def draw():
-        code, _ = run_here('figures.py', '--what=curves', tmp_path, f'--out={tmp_path / "c.png"}')
+        code, _ = run_here('lab.figures', '--what=curves', tmp_path, f'--out={tmp_path / "c.png"}')
         said = capsys.readouterr().err
         assert code in (0, 2) and 'Traceback' not in said, said
         if code:
             raise SystemExit(code)
 
     assert fuzz(path, (trained / 'log.jsonl').read_bytes(), draw) < FUZZ
-    monkeypatch.setattr(sys, 'argv', ['ask.py'])
-    names = runpy.run_path(path_of('ask.py'))
-    row = {'sample_id': 'a', 'input_text': 'x', 'error': None}
+
+
+def test_answers(tmp_path):
+    """Which text.ask goes on from: a row that is broken is left out"""
+    path = tmp_path / 'results.jsonl'
+    row = json.dumps({'sample_id': 'a', 'input_text': 'x', 'error': None}) + '\n'
     every = [{'sample_id': 'a', 'input_text': 'x'}]
-    assert not fuzz(path, 3 * (str(row).replace("'", '"').replace('None', 'null') + '\n').encode(),
-                    lambda: names['answers_in'](str(path), every))
+    assert not fuzz(path, 3 * row.encode(), lambda: answers_in(str(path), every))
