@@ -202,6 +202,7 @@ def real_rhythm(rhythm, last, n_samples, chance):
     tempo = torch.where(chance.some(0.6), tempo, 1.0)
     tempo = tempo.minimum(left / needed)
     fits = tempo >= TEMPO[0]
+    # What does not fit keeps its timing.
     length = tempo * length
     gap = tempo * gap
     end = lead + (length + gap).cumsum(1)
@@ -246,14 +247,15 @@ def real_noise(n_samples, chance, coloured=coloured):
     # Four in ten are white: the highest octave alone.
     each = chance.uniform(0, 1, COLOURS) * ~chance.some(0.4)
     each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
+    # Together the octaves are as loud as one.
     each = each / each.square().sum(1, keepdim=True).sqrt()
     # Noise is loud, or hardly to be heard.
     under = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
     level = TONE_RMS * gain(-under)
     white = torch.randn(chance.n, n_samples, **chance.how)
     noise = coloured(white, level * each)
-    at = (n_samples * chance.uniform(0, 1, 6)).long()
-    at = at.clamp(max=n_samples - 1)
+    # A few examples have up to six clicks, wherever they fall.
+    at = (n_samples * chance.uniform(0, 1, 6)).long().clamp(max=n_samples - 1)
     clicks = chance.uniform(-1, 1, 6) * chance.some(0.15)
     return noise.scatter_add(1, at, clicks)
 
@@ -292,6 +294,7 @@ def reverberate(waves, room):
     """Waveforms (B, S) as they are heard in a room"""
     at = torch.arange(waves.shape[1], device=waves.device)
     wet = waves
+    # Each delay repeats all that the ones before have left.
     for k in range(len(room.delays)):
         before = at - room.delays[k]
         echo = wet.index_select(1, before.clamp(min=0))
@@ -311,8 +314,12 @@ def overdriven(waves, limit):
     return waves.clamp(-limit, limit) * (LOUDNESS / limit).clamp(min=1)
 
 
-def moved(rhythm, source):
-    """The rhythm in which each slot plays the tone of another, source (B, N), just as it was"""
+def answer_rhythm(task, asked, rhythm):
+    """The rhythm of the answer to rows (B, N): the question's, unless its tones move, which they do
+    just as they are"""
+    if not TASKS[task].source:
+        return rhythm
+    source = TASKS[task].source(asked)
     length = rhythm.length.gather(1, source)
     gap = rhythm.end - rhythm.start - rhythm.length
     end = rhythm.end + (length - rhythm.length).cumsum(1)
@@ -326,19 +333,12 @@ def moved(rhythm, source):
     )
 
 
-def answer_rhythm(task, asked, rhythm):
-    """The rhythm of the answer to rows (B, N): the question's, unless its tones move"""
-    source = TASKS[task].source
-    return moved(rhythm, source(asked)) if source else rhythm
-
-
 def repeats_at(task, asked, wanted, rhythm, n, interval):
     """Does a tone of the answer that is one of the question, too, in the same slot or moved from
     another, sound between interval * i and interval * (i + 1), for i < n? -> (B, n) bool"""
     if TASKS[task].source:
         asked, rhythm = wanted, answer_rhythm(task, asked, rhythm)
-    slot = slot_at(rhythm.start, n, interval, interval)
-    slot = slot.clamp(min=0)
+    slot = slot_at(rhythm.start, n, interval, interval).clamp(min=0)
     ends = (rhythm.start + rhythm.length).gather(1, slot)
     sounds = torch.arange(n, device=slot.device) * interval < ends
     repeats = (asked == wanted) & (asked != REST)
@@ -384,6 +384,18 @@ class Synthesis(NamedTuple):
     overdriven: Callable = overdriven
 
 
+def recorded(question, repeated, noise, room, rows, limit, synthesis):
+    """Question and what the answer repeats of it, (B, S) each, as they are recorded: some rows in a
+    room, in which the repeated sounds like the question; noise behind the question; both clipped"""
+    room = Room(room.delays, *[t[rows].repeat(2, 1) for t in room[1:]])
+    both = torch.cat([question[rows], repeated[rows]])
+    both = synthesis.reverberate(both, room).chunk(2)
+    question = question.index_copy(0, rows, both[0])
+    repeated = repeated.index_copy(0, rows, both[1])
+    question = synthesis.overdriven(question + noise, limit)
+    return question, synthesis.overdriven(repeated, limit)
+
+
 def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
                sound='clean', synthesis=Synthesis(), block=BLOCK, **override):  # noqa: B008
     """n examples of a split, or part of them, rendered, in windows of whole blocks. The generator
@@ -404,6 +416,7 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     if split == 'train':
         share = chance.uniform(0, 1)[:, 0] ** 3
         last += (share * (slots - last)).long()
+    # Clean sound has a little white noise; what real sound has is drawn for each row.
     if sound == 'real':
         rhythm = real_rhythm(rhythm, last, n_samples, chance)
         room, in_room = draw_room(chance), chance.uniform(0, 1)[:, 0]
@@ -420,34 +433,24 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     moved_rhythm = answer_rhythm(task, asked, rhythm)
     end = rhythm.end.maximum(moved_rhythm.end)
     end = (end * SAMPLE_RATE).round().long()
-
     question = synthesis.play(asked, rhythm, n_samples)
     repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
     if sound == 'real':
-        # Half of the examples are in rooms, in which what is repeated sounds like the question.
+        # Half of the rows are in rooms.
         rows = in_room[part].argsort()[:len(question) // 2]
-        room = Room(room.delays, *[t[part][rows].repeat(2, 1) for t in room[1:]])
-        both = torch.cat([question[rows], repeated[rows]])
-        both = synthesis.reverberate(both, room).chunk(2)
-        question = question.index_copy(0, rows, both[0])
-        repeated = repeated.index_copy(0, rows, both[1])
+        room = Room(room.delays, *[t[part] for t in room[1:]])
+        question, repeated = recorded(
+            question, repeated, noise, room, rows, limit[part], synthesis)
         # What echoes into a gap is no part of the answer.
         repeated = only_repeated(repeated, task, asked, wanted, rhythm)
-        repeated = synthesis.overdriven(repeated, limit[part])
-    question = question + noise
-    if sound == 'real':
-        question = synthesis.overdriven(question, limit[part])
+    else:
+        question = question + noise
     made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
-    return Batch(
-        question=question,
-        answer=repeated + made,
-        lengths=end.gather(1, last[:, None])[:, 0],
-        changed=torch.where(new, end, 0).amax(1),
-        asked=asked,
-        wanted=wanted,
-        to_neighbour=1 - 2 * (torch.arange(len(asked), device=asked.device) % 2),
-        rhythm=rhythm,
-    )
+    # The tasks draw neighbours side by side.
+    to_neighbour = 1 - 2 * (torch.arange(len(asked), device=device) % 2)
+    changed = torch.where(new, end, 0).amax(1)
+    lengths = end.gather(1, last[:, None])[:, 0]
+    return Batch(question, repeated + made, lengths, changed, asked, wanted, to_neighbour, rhythm)
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):

@@ -218,8 +218,8 @@ def test_some_examples_are_clipped_and_as_loud_as_before():
 
 def test_a_tone_that_moves_keeps_its_sound():
     r = make_rhythm(3, 8, gen())
-    source = torch.arange(8).flip(0).expand(3, -1)
-    there = prepare.moved(r, source)
+    asked = torch.randint(1, 11, (3, 8), generator=gen())
+    there = prepare.answer_rhythm('reverse', asked, r)
     assert torch.equal(there.length, r.length.flip(1))
     assert torch.equal(there.detune, r.detune.flip(1))
     gap = r.end - r.start - r.length
