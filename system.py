@@ -3,7 +3,6 @@ The machine: its device, signals that ask for an end, files written whole, folde
 """
 import errno
 import json
-import math
 import os
 import platform
 import re
@@ -43,11 +42,10 @@ def pick_device(device):
     if device == 'cuda' and 'LOCAL_RANK' in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        if device != 'cpu':  # which has no number
-            torch.Generator(device)
-            torch.empty(1, device=device)
-            if device.startswith('cpu'):
-                raise RuntimeError
+        torch.Generator(device)
+        torch.empty(1, device=device)
+        if device.startswith('cpu:'):
+            raise RuntimeError("no processor has a number")
     except (RuntimeError, AssertionError):
         fail(f"there is no device {device!r} here; use auto, cpu, cuda or mps")
     if device.startswith('cuda:'):
@@ -79,8 +77,7 @@ def catch_signals():
     """From now on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 only ask for an end -> the list that the exit
     codes go to. A second later they end at once; until then they are the same request, as timeout
     asks twice. An output that nobody reads any more is no reason to end."""
-    asked = []
-    asked_at = math.inf
+    asked, asked_at = [], 0.0
 
     def on_signal(number, frame):
         nonlocal asked_at
@@ -121,9 +118,8 @@ def at_once():
     try:
         for number in handlers:
             signal.signal(number, on_signal)
-        yield
-    except KeyboardInterrupt:
-        pass
+        with suppress(KeyboardInterrupt):
+            yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -146,10 +142,12 @@ def provenance():
     commit = ''
     with suppress(OSError):  # there is no git
         commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    versions = {name: version(name) for name in ('torch', 'numpy', 'scipy')}
-    return {'command': command, 'commit': commit or 'unknown',
-            'python': platform.python_version(), **versions}
+    return {
+        'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        'commit': commit or 'unknown',
+        'python': platform.python_version(),
+        **{name: version(name) for name in ('torch', 'numpy', 'scipy')},
+    }
 
 
 # --- files ---
@@ -178,25 +176,14 @@ def write_json(path, contents):
     write_text(path, json.dumps(contents, indent=1))
 
 
-def rows_in(path):
-    """The rows of a .jsonl file, dicts; those that were not written to their end are left out"""
-    rows = []
-    with open(path, encoding='utf-8', errors='replace') as f:
-        for line in f:
-            with suppress(ValueError, RecursionError):
-                rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
-
-
 # --- folders: of our own, and of one run at a time ---
 
 holding = []  # locks, each an open file; they end with the process, however it ends
 
 
 def claim(folder):
-    """Make a folder, mark it as one that this program made, and hold it for this process, so that
-    no other run writes to it. ValueError if another run holds it, or if it has files and no mark:
-    these are somebody's own."""
+    """Make a folder, mark it as this program's, and hold it for this process. ValueError if another
+    run holds it, or if it has files and no mark: these are somebody's own."""
     os.makedirs(folder, exist_ok=True)
     mark = os.path.join(folder, MARK)
     theirs = [name for name in os.listdir(folder) if not name.startswith('.')]
@@ -215,8 +202,7 @@ def claim(folder):
 
 
 def clear(folder, pattern):
-    """Remove from a claimed folder the files whose whole name fits the pattern: those of an
-    earlier, perhaps larger set"""
+    """Remove from a claimed folder the files whose whole name fits the pattern"""
     for name in os.listdir(folder):
         if re.fullmatch(pattern, name):
             os.remove(os.path.join(folder, name))

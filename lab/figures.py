@@ -42,8 +42,9 @@ from matplotlib.ticker import EngFormatter
 
 from audio.files import read_wav
 from prepare import SAMPLE_RATE
-from system import rows_in, write_whole
+from system import write_whole
 from tasks import NO_SYMBOL, SYMBOLS, TASKS, decode
+from text.summary import rows_in
 from transcribe import find_tones
 
 # Colours that the colour-blind can tell apart too (Okabe and Ito)

@@ -56,9 +56,9 @@ from tqdm import tqdm
 
 from audio.files import write_wav
 from prepare import split_batches
-from system import catch_signals, claim, rows_in, write_json, write_whole
+from system import catch_signals, claim, write_json, write_whole
 from tasks import SYMBOLS, TASKS, decode
-from text.summary import show, summarize
+from text.summary import rows_in, show, summarize
 from text.words import PUZZLES, Question, draw_question, in_words, seeded
 
 try:

@@ -2,13 +2,25 @@
 What comes of asking a model the four puzzles: one summary.json and one table, whether it is this
 project's model that score.py asked in tones, or another one that text.ask asked in words.
 """
+import json
 from collections import Counter
+from contextlib import suppress
 from statistics import quantiles
 
 from tasks import TASKS
 
 LINE = '=' * 65
 LEVEL_NAMES = {'1': 'Easy', '2': 'Medium', '3': 'Hard'}
+
+
+def rows_in(path):
+    """The rows of a .jsonl file, dicts; those that were not written to their end are left out"""
+    rows = []
+    with open(path, encoding='utf-8', errors='replace') as f:
+        for line in f:
+            with suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def counted(rows):
