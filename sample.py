@@ -41,9 +41,7 @@ config = configure(globals())
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import time
 from functools import partial
 from typing import NamedTuple
 
@@ -52,7 +50,7 @@ from tqdm import tqdm
 
 import fast
 from audio.files import STREAM_BLOCK, read_stream, read_wav, write_wav
-from audio.listen import WAIT, answers_to, first_question, skip, with_room, without_room
+from audio.listen import WAIT, answer_stream, first_question, with_room, without_verdict
 from audio.tune import prepared
 from checkpoint import load_checkpoint, results_of
 from exam import between_of
@@ -138,11 +136,6 @@ def answers_of(model, wave):
     return sounds | {n: answer[0].cpu()}, not aloud or int(passes) < think
 
 
-def without_verdict(asked, answered):
-    """What is said of a recording whose right answer is not known"""
-    return f"the scorer heard {asked or 'nothing'} asked, and {answered or 'nothing'} answered"
-
-
 def answer_one(model, i, question):
     """Ask, write the sounds and their pictures -> is it right, and the album's section"""
     sounds, is_finished = answers_of(model, question.wave)
@@ -178,30 +171,6 @@ def answer_all(model, questions, folder):
     print(f"wrote {len(questions)} questions and answers to {sample_dir}; open {path} to listen")
 
 
-# --- listening: one question after another, until the stream ends ---
-
-def answer_stream(model, blocks):
-    """Blocks of sound: each question that they hold is answered at once"""
-    n = 0
-    for recording, thought in answers_to(model, blocks, think if aloud else 1, **how):
-        if not thought:
-            continue
-        question = recording.sound
-        answer = without_room(thought[0][-1][0].cpu(), question)
-        number = '000' if play else f'{n:03d}'  # what has been played need not be kept
-        save(number + '_question', question)
-        path = save(number + '_answer', answer) + '.wav'
-        tqdm.write(without_verdict(transcribe(question[None])[0], transcribe(answer[None])[0]))
-        n += 1
-        if play:
-            began = time.time()
-            if subprocess.run([*shlex.split(play), path]).returncode:
-                fail(f"{play} {path} failed", 1)
-            # The microphone has heard it; an answer is no question.
-            skip(blocks, time.time() - began)
-    print(f"answered {n} questions; the sound is in {sample_dir}")
-
-
 if __name__ == '__main__':
     if '--start=' in sys.argv:
         fail("a question needs at least one symbol, such as --start=ABCA")
@@ -233,7 +202,8 @@ if __name__ == '__main__':
         if listen:
             print(f"listening; a question is over when it has been silent for {WAIT} s, or for "
                   "twice as long as its gaps; Ctrl-C ends this")
-            answer_stream(model, blocks)
+            n = answer_stream(model, blocks, think if aloud else 1, save, play, **how)
+            print(f"answered {n} questions; the sound is in {sample_dir}")
         else:
             answer_all(model, questions, folder)
     except ValueError as e:

@@ -48,48 +48,20 @@ from collections import Counter
 from functools import partial
 
 import fast
-from audio.files import read_wav
+from audio.listen import hear_file
 from audio.tune import prepared
 from checkpoint import load_checkpoint, results_of
 from exam import between_of, evaluate
 from lab.conditions import SOUNDS, as_heard
 from lab.ends import brief_pass
 from lab.mistakes import Diagnosis, write_errors
-from prepare import LOWEST, SPACING
 from system import pick_device, provenance, write_json
-from tasks import NO_SYMBOL, TASKS, decode, split_names
+from tasks import TASKS, split_names
 from text.summary import rows_by_level, show, summarize
-from transcribe import find_tones
 
 LENGTHS = [10 * 2 ** k for k in range(8)]  # 10 to 1,280 symbols or digits
 BROKEN = 0.05  # exact match under which still longer questions are not asked
 
-
-# --- a WAV file ---
-
-def hear_file(path, verbose, is_one_of_many):
-    """Print what is played in a WAV file"""
-    wave = read_wav(path)
-    tones = find_tones(wave[None])
-    text = decode(tones.symbol)
-    note = ''
-    if NO_SYMBOL in text:
-        note = f'  ({NO_SYMBOL} is a sound that is no symbol)'
-    elif not text:
-        note = '  (silence)' if wave.abs().max() < 1e-3 else '  (sound, but no steady tone)'
-    print((f"{path}: " if is_one_of_many else '') + text + note)
-    if not verbose:
-        return
-    print(f"{'symbol':>6} {'start s':>8} {'length s':>8} {'hertz':>8} {'error Hz':>8} "
-          f"{'level dB':>8}")
-    columns = tones.symbol, tones.start, tones.length, tones.hertz, tones.level
-    for s, start, length, hertz, level in zip(*[t.tolist() for t in columns], strict=True):
-        error = (hertz - LOWEST + SPACING / 2) % SPACING - SPACING / 2
-        print(f"{decode([s]):>6} {start:8.3f} {length:8.3f} {hertz:8.1f} {error:+8.1f} "
-              f"{level:8.1f}")
-
-
-# --- a checkpoint ---
 
 def tests_of(task, split, sound):
     """What is asked of a task -> {name: (split, sound, more arguments of evaluate)}"""

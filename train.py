@@ -220,7 +220,7 @@ if init_from == 'resume':
         state = checkpoint['generator'].cpu()
         if len(state) == len(generator.get_state()):
             generator.set_state(state)
-        else:  # of another kind of device
+        else:
             print("random numbers of another kind of device: examples are drawn anew")
             generator.manual_seed(seed + checkpoint['iter_num'])
         turns.setstate((3, tuple(checkpoint['turns']), None))

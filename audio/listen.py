@@ -4,17 +4,21 @@ Always listening: questions are cut out of a stream of sound, as it comes, and a
 A question is a row of tones. It is over when nothing has sounded for longer than this player's gaps
 suggest, so a slow player is given more time. Clicks, noise and speech are no tones.
 """
+import shlex
+import subprocess
+import time
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from audio.files import STREAM_BLOCK
+from audio.files import STREAM_BLOCK, read_wav
 from audio.tune import prepared
-from prepare import LEAD, SAMPLE_RATE
+from prepare import LEAD, LOWEST, SAMPLE_RATE, SPACING
+from tasks import NO_SYMBOL, decode
 from think import converse
-from transcribe import UNKNOWN, find_tones
+from transcribe import UNKNOWN, find_tones, transcribe
 
 WAIT = 0.3                # seconds of silence that end a question, at least
 TIMES_ITS_GAPS = 2.0      # or as many times the longest of its last gaps,
@@ -144,3 +148,56 @@ def answers_to(model, blocks, think, **how):
         yield recording, thought if recording.is_over else None
         if recording.is_over:
             thought = None
+
+
+# --- what the doors say and write ---
+
+def without_verdict(asked, answered):
+    """What is said of a recording whose right answer is not known"""
+    return f"the scorer heard {asked or 'nothing'} asked, and {answered or 'nothing'} answered"
+
+
+def answer_stream(model, blocks, think, save, play='', **how):
+    """Answer each question in blocks of sound at once -> how many there were. save(name, sound)
+    writes a WAV and gives its path without .wav; play is a command that plays one. ValueError if
+    that fails."""
+    n = 0
+    for recording, thought in answers_to(model, blocks, think, **how):
+        if not thought:
+            continue
+        question = recording.sound
+        answer = without_room(thought[0][-1][0].cpu(), question)
+        number = '000' if play else f'{n:03d}'  # what has been played need not be kept
+        save(number + '_question', question)
+        path = save(number + '_answer', answer) + '.wav'
+        tqdm.write(without_verdict(transcribe(question[None])[0], transcribe(answer[None])[0]))
+        n += 1
+        if play:
+            began = time.time()
+            if subprocess.run([*shlex.split(play), path]).returncode:
+                raise ValueError(f"{play} {path} failed")
+            # The microphone has heard it; an answer is no question.
+            skip(blocks, time.time() - began)
+    return n
+
+
+def hear_file(path, verbose, is_one_of_many):
+    """Print what is played in a sound file, and with verbose a row for each tone"""
+    wave = read_wav(path)
+    tones = find_tones(wave[None])
+    text = decode(tones.symbol)
+    note = ''
+    if NO_SYMBOL in text:
+        note = f'  ({NO_SYMBOL} is a sound that is no symbol)'
+    elif not text:
+        note = '  (silence)' if wave.abs().max() < 1e-3 else '  (sound, but no steady tone)'
+    print((f"{path}: " if is_one_of_many else '') + text + note)
+    if not verbose:
+        return
+    print(f"{'symbol':>6} {'start s':>8} {'length s':>8} {'hertz':>8} {'error Hz':>8} "
+          f"{'level dB':>8}")
+    columns = tones.symbol, tones.start, tones.length, tones.hertz, tones.level
+    for s, start, length, hertz, level in zip(*[t.tolist() for t in columns], strict=True):
+        error = (hertz - LOWEST + SPACING / 2) % SPACING - SPACING / 2
+        print(f"{decode([s]):>6} {start:8.3f} {length:8.3f} {hertz:8.1f} {error:+8.1f} "
+              f"{level:8.1f}")
