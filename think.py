@@ -4,8 +4,6 @@ the sound no longer changes, or until it says that this is the answer. Nothing b
 on. Two functions from outside may step in: one that lets the model hear less of a long line, and
 one that changes the sound between passes, as a calculator does.
 """
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 

@@ -208,8 +208,8 @@ optimizer = make_optimizer(learned, lr, weight_decay, muon, cuda_graphs)
 level = torch.full((), difficulty, device=device)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 # wrong is the share of the validation questions; to_validate says that a stop came in between.
-stands = {'iter_num': 0, 'best': -1.0, 'seconds': 0.0, 'wrong': dict.fromkeys(names, 1.0),
-          'to_validate': False}
+wrong = dict.fromkeys(names, 1.0)
+stands = dict(iter_num=0, best=-1.0, seconds=0.0, wrong=wrong, to_validate=False)
 if init_from == 'resume':
     try:
         saved = checkpoint['optimizer']
@@ -354,7 +354,6 @@ def log(row):
 
 
 def tell(text):
-    """Print a line of progress"""
     system.say(f"iter {stands['iter_num']}/{max_iters} | {text} | {time.time() - began:.1f} s", bar)
 
 

@@ -17,22 +17,17 @@ SHORT_GAP = 0.1   # seconds between tones: what a slow player's gaps are cut dow
 
 def hertz_off(waves, n=1024):
     """Waveforms (B, S) -> by how many hertz all of their tones are off the nearest symbols (B,):
-    the mean, on a circle, of the highest peaks of windows of n samples; 0 where these do not
-    agree"""
-    hann = torch.hann_window(n, device=waves.device)
+    the mean, on a circle, of the highest peaks of windows of n samples; 0 where they disagree"""
     windows = F.pad(waves, (0, n)).unfold(1, n, n // 2)
-    power = power_of(windows * hann)  # (B, windows, bins)
+    power = power_of(windows * torch.hann_window(n, device=waves.device))  # (B, windows, bins)
     lowest = int((LOWEST - SPACING) * n / SAMPLE_RATE)
     power[..., :lowest] = 0
     peak, k = power[..., :-1].max(-1)
     k = k.clamp(min=lowest)[..., None]
-    log = power.clamp(min=1e-20).log()
-    shift = beside_bin(log, k).clamp(-0.5, 0.5)
+    shift = beside_bin(power.clamp(min=1e-20).log(), k).clamp(-0.5, 0.5)
     hertz = (k + shift)[..., 0] * (SAMPLE_RATE / n)
-
     angle = 2 * math.pi / SPACING * (hertz - LOWEST)
-    total = peak.sum(1, keepdim=True)
-    weight = peak / total.clamp(min=1e-20)
+    weight = peak / peak.sum(1, keepdim=True).clamp(min=1e-20)
     x = (angle.cos() * weight).sum(1)
     y = (angle.sin() * weight).sum(1)
     off = SPACING / (2 * math.pi) * torch.atan2(y, x)
@@ -48,8 +43,7 @@ def tuned(waves, hertz):
     spectrum[:, S // 2 + 1:] = 0
     spectrum[:, 1:S // 2] *= 2
     seconds = torch.arange(S, device=waves.device) / SAMPLE_RATE
-    angle = -2 * math.pi * hertz[:, None] * seconds
-    phasor = torch.polar(torch.ones_like(waves), angle)
+    phasor = torch.polar(torch.ones_like(waves), -2 * math.pi * hertz[:, None] * seconds)
     return (torch.fft.ifft(spectrum) * phasor).real
 
 
