@@ -1,8 +1,9 @@
 """
 An exam: a model is asked a split of a task, and the scorer listens to its answers.
 """
-import importlib
 from collections import Counter
+from pkgutil import resolve_name
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -59,42 +60,36 @@ class Asked(NamedTuple):
 def between_of(tasks):
     """What is called between the passes of a model of these tasks (Task.between), or None"""
     names = [TASKS[task].between for task in tasks if TASKS[task].between]
-    if not names:
-        return None
-    module, _, function = names[0].partition(':')
-    return getattr(importlib.import_module(module), function)
+    return resolve_name(names[0]) if names else None
 
 
 def ask(model, task, split, b, think, door, on_mistake, how):
     """Ask a Batch and listen to the answers after 1, 2, 4, ... passes and to the last, or for a
     diagnosis to all -> Asked for each question"""
-    asked = [decode(row) for row in b.asked]
-    wanted = [decode(row) for row in b.wanted]
-    itself = transcribe(b.question)
-    question, lengths = b.question, b.lengths
-    if door:
-        question, lengths = door(question, lengths)
-    answers, heard, k = [], {}, 0
-    for answer, passes in conversation(model, question, lengths, think, **how):  # noqa: B007
-        k += 1
+    question, lengths = door(b.question, b.lengths) if door else (b.question, b.lengths)
+    answers, heard = [], {}
+    asked = conversation(model, question, lengths, think, **how)
+    for k, (answer, passes) in enumerate(asked, 1):  # noqa: B007
         if k in PASSES or on_mistake:
             heard[k] = transcribe(answer)
-        answers = [*answers, answer] if on_mistake else [answer]
+        if on_mistake:
+            answers.append(answer)
     if k not in heard:
         heard[k] = transcribe(answer)
-    passes = passes.tolist()
 
     rows = []
-    for i in range(len(asked)):
+    itself = transcribe(b.question)
+    for i, n in enumerate(passes.tolist()):
+        asked, wanted = decode(b.asked[i]), decode(b.wanted[i])
         mine = {k: texts[i] for k, texts in heard.items()}
         mistake = None
-        if mine[k] != wanted[i]:
-            mistake = {'task': task, 'split': split, 'asked': asked[i], 'wanted': wanted[i],
+        if mine[k] != wanted:
+            mistake = {'task': task, 'split': split, 'asked': asked, 'wanted': wanted,
                        'heard': mine[k]}
         if mistake and on_mistake:
-            one_row = tree_map(lambda t: t[i:i + 1], (b, *answers))  # noqa: B023
-            on_mistake(mistake, one_row[0], one_row[1:], list(mine.values()))
-        rows.append(Asked(asked[i], wanted[i], mine, itself[i], passes[i], mistake))
+            one, *sounds = tree_map(lambda t: t[i:i + 1], (b, *answers))  # noqa: B023
+            on_mistake(mistake, one, sounds, list(mine.values()))
+        rows.append(Asked(asked, wanted, mine, itself[i], n, mistake))
     return rows
 
 
@@ -110,20 +105,12 @@ def evaluate(model, task, split, n, seed=1337, device='cpu', think=1, sound='cle
     and what was heard in them. how: what else conversation is told."""
     rows = []
     for b in split_batches(task, split, n, seed, device, sound=sound, **override):
-        if change:
-            b = change(b)
+        b = change(b) if change else b
         rows += ask(model, task, split, b, think, door, on_mistake, how or {})
-    mistakes = [row.mistake for row in rows if row.mistake]
-    return {**graded(task, rows, think), 'mistakes': mistakes}
+    return {**graded(task, rows, think), 'mistakes': [r.mistake for r in rows if r.mistake]}
 
 
 # --- grading ---
-
-def share(hits):
-    """Bools or numbers -> their mean"""
-    hits = list(hits)
-    return sum(hits) / len(hits)
-
 
 def graded(task, rows, think):
     """Asked questions -> dict: exact match; token accuracy (share of the wanted symbols at the
@@ -141,36 +128,31 @@ def graded(task, rows, think):
         distance += edit_distance(heard, row.wanted) if row.mistake else 0
         if len(heard) == len(row.wanted):
             confused.update(x + y for x, y in pairs if x != y)
-    shortcuts = {}
-    for name, shortcut in TASKS[task].shortcuts.items():
-        shortcuts[name] = share(shortcut(row.question) == row.wanted for row in rows)
     found = {
-        'exact_match': share(not row.mistake for row in rows),
+        'exact_match': fmean(not row.mistake for row in rows),
         'token_accuracy': n_right / sum(len(row.wanted) for row in rows),
-        'wire': share(row.itself == row.wanted for row in rows),
+        'wire': fmean(row.itself == row.wanted for row in rows),
         'edit_distance': distance / len(rows),
         'n': len(rows),
         'distinct': len({row.question for row in rows}),
-        'shortcuts': shortcuts,
+        'shortcuts': {name: fmean(shortcut(row.question) == row.wanted for row in rows)
+                      for name, shortcut in TASKS[task].shortcuts.items()},
         'confused': dict(confused.most_common()),
     }
-    return {**found, **graded_passes(task, rows, think)} if think > 1 else found
+    if think == 1:
+        return found
 
-
-def graded_passes(task, rows, think):
-    """The part of `graded` that is about thought"""
-    by_passes, by_lines = {}, {}
-    for k in PASSES:
-        if k <= think:
-            by_passes[k] = share(row.heard_after(k) == row.wanted for row in rows)
+    by_lines = {}
     for row in rows:
         n_lines = len(TASKS[task].working(row.question)) - 1
         by_lines.setdefault(n_lines, []).append(row.passes)
     return {
-        'by_passes': by_passes,
-        'passes': share(row.passes for row in rows),
-        'stopped': share(row.passes < think for row in rows),
-        'passes_by_lines': {k: share(by_lines[k]) for k in sorted(by_lines)},
+        **found,
+        'by_passes': {k: fmean(row.heard_after(k) == row.wanted for row in rows)
+                      for k in PASSES if k <= think},
+        'passes': fmean(row.passes for row in rows),
+        'stopped': fmean(row.passes < think for row in rows),
+        'passes_by_lines': {k: fmean(by_lines[k]) for k in sorted(by_lines)},
     }
 
 
@@ -180,25 +162,22 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level, door=Non
     """n validation questions of each task, of a level of difficulty -> {'val': {task: exact match},
     'val_ood': the same out of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last
     two of val"""
+    found = {key: {} for key in ('val', 'val_ood', 'token_accuracy', 'edit_distance')}
+    how = {'between': between_of(tasks)}
     model.eval()
-    # Other shapes than in training are not worth compiling.
-    torch.compiler.set_stance('force_eager')
     # Long counts need all of their digits.
     fast = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    how = {'between': between_of(tasks)}
-    found = {'val': {}, 'val_ood': {}, 'token_accuracy': {}, 'edit_distance': {}}
-    for task in tasks:
-        passes = think if task in aloud else 1
-        wishes = taken(task, level=level)
-        for split in ('val', 'val_ood'):
-            r = evaluate(model, task, split, n, seed, device, passes, sound, door=door, how=how,
-                         **wishes)
-            found[split][task] = r['exact_match']
-            if split == 'val':
-                found['token_accuracy'][task] = r['token_accuracy']
-                found['edit_distance'][task] = r['edit_distance']
+    # Other shapes than in training are not worth compiling.
+    with torch.compiler.set_stance('force_eager'):
+        for task in tasks:
+            passes = think if task in aloud else 1
+            for split in ('val_ood', 'val'):
+                r = evaluate(model, task, split, n, seed, device, passes, sound, door=door,
+                             how=how, **taken(task, level=level))
+                found[split][task] = r['exact_match']
+            for key in ('token_accuracy', 'edit_distance'):
+                found[key][task] = r[key]
     torch.backends.cuda.matmul.allow_tf32 = fast
-    torch.compiler.set_stance('default')
     model.train()
     return found
