@@ -33,33 +33,30 @@ def path_from(out_dir, init_from):
     """Where the checkpoint lies that is asked for; ValueError if there is none"""
     if init_from.startswith('hf:'):
         return download(init_from[3:])
-    in_folder = {'out_dir': ('best.pt', WEIGHTS, 'ckpt.pt'), 'resume': ('ckpt.pt',)}
-    names = in_folder.get(init_from, in_folder['out_dir'])
-    folder = out_dir if init_from in in_folder else init_from
+    folder = out_dir if init_from in ('out_dir', 'resume') else init_from
+    names = ['ckpt.pt'] if init_from == 'resume' else ['best.pt', WEIGHTS, 'ckpt.pt']
     paths = [os.path.join(folder, name) for name in names]
-    if init_from == 'release':
+    hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
+    if init_from == 'resume':
+        hint = "leave out --init_from=resume"
+    elif init_from == 'release':
         paths = [RELEASE]
-    elif init_from.endswith(('.pt', '.safetensors')):
+    elif init_from != 'out_dir' and not os.path.isdir(init_from):
         paths = [init_from]
-    elif not os.path.isdir(folder) and init_from not in in_folder:
-        raise ValueError(f"there is no {init_from}; init_from is release, a folder, a file (.pt or "
-                         ".safetensors) or hf:user/name")
-    found = [path for path in paths if os.path.exists(path)]
-    if not found:
-        hint = "train a model with: python train.py config/mirror.py; or --init_from=release"
-        hint = "leave out --init_from=resume" if init_from == 'resume' else hint
-        raise ValueError(f"there is no {paths[-1]}; {hint}")
-    return found[0]
+        hint = "init_from is release, a folder, a file (.pt or .safetensors) or hf:user/name"
+    for path in paths:
+        if os.path.exists(path):
+            return path
+    raise ValueError(f"there is no {paths[-1]}; {hint}")
 
 
 def download(name):
     """user/name on the Hugging Face Hub -> the path of its weights here"""
     try:
         from huggingface_hub import hf_hub_download
+        return hf_hub_download(name, WEIGHTS)
     except ImportError:
         raise ValueError("hf: needs huggingface_hub: pip install huggingface_hub") from None
-    try:
-        return hf_hub_download(name, WEIGHTS)
     except Exception as e:  # of many kinds: no network, no such name, no such file
         why = str(e).strip().splitlines() or [type(e).__name__]
         raise ValueError(f"cannot get {WEIGHTS} of {name} from the Hub: {why[0]}") from None
@@ -67,7 +64,6 @@ def download(name):
 
 def read(path, device):
     """A file -> what it holds, a dict; ValueError says what is wrong with it"""
-    hint = "bring back a whole copy of it, or train into another folder"
     try:
         if path.endswith('.safetensors'):
             from safetensors import safe_open
@@ -86,7 +82,8 @@ def read(path, device):
             start = f.read(2)
         cut = start == b'PK' and not zipfile.is_zipfile(path) or 'not fully covered' in str(e)
         what = "is cut: its end is missing" if cut else "is not a checkpoint, or is damaged"
-        raise ValueError(f"{path} {what}; {hint}") from None
+        raise ValueError(f"{path} {what}; bring back a whole copy of it, or train into another "
+                         "folder") from None
 
 
 def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
@@ -107,9 +104,9 @@ def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
                  'of another shape': {k for k in both if needed[k].shape != weights[k].shape}}
     if any(wrong.values()):
         said = [f"{what}: {', '.join(sorted(keys))}" for what, keys in wrong.items() if keys]
-        said = [text.encode('unicode_escape').decode() for text in said]  # names may be damaged
+        said = '; '.join(said).encode('unicode_escape').decode()  # names may be damaged
         raise ValueError(f"{path} was made by another model.py, which has been changed since "
-                         f"({'; '.join(said)}); undo the change, or train into another folder")
+                         f"({said}); undo the change, or train into another folder")
     model.load_state_dict(weights)
     return model.eval(), checkpoint
 
@@ -143,7 +140,7 @@ def write_weights(checkpoint, path):
         from safetensors.torch import save
     except ImportError:
         raise ValueError("safetensors is missing: pip install safetensors") from None
-    of_training = 'model', 'optimizer', 'generator', 'turns', 'wrong', 'to_validate'
+    of_training = 'model', 'optimizer', 'generator', 'task_random', 'wrong', 'to_validate'
     header = {key: value for key, value in checkpoint.items() if key not in of_training}
     weights = {key: x.half().contiguous() for key, x in checkpoint['model'].items()}
     data = save(weights, {'format': 'pt', 'jericho': json.dumps(header)})

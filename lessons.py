@@ -62,7 +62,7 @@ def hide_from(batch, share, n, part, config, generator):
     S = batch.question.shape[1]
     T = S // config.token
     drawn = torch.rand(3, n, generator=generator, device=device)
-    hidden, spared, strength = drawn[:, part]
+    chance, spared, strength = drawn[:, part]
     # Each noise vector covers two tokens, about as long as a tone.
     size = n, -(-T // 2), config.d_model
     noise = torch.randn(size, generator=generator, device=device)[part]
@@ -71,7 +71,7 @@ def hide_from(batch, share, n, part, config, generator):
     # Some of what follows the change is spared, or the border would tell where the change ends.
     behind = batch.lengths - batch.changed
     until = batch.changed + (spared.square() * behind).long()
-    until = torch.where(hidden < share, until, S)
+    until = torch.where(chance < share, until, S)
     visible = torch.arange(T, device=device) < until[:, None] // config.token
     oneself = torch.arange(len(visible), device=device)
     neighbour = torch.where(visible.all(1), oneself, oneself + batch.to_neighbour)
@@ -179,7 +179,7 @@ def with_replay(task, example, kept, generator):
     which are drawn anew each time. In these nothing is hidden."""
     batch, device = example.batch, kept.question.device
     noise = torch.randn(kept.question.shape, generator=generator, device=device)
-    heard = kept._replace(question=kept.question + DITHER * noise)
+    noisy = kept._replace(question=kept.question + DITHER * noise)
     # With a row goes its neighbour, whose decoy it would be.
     oneself = torch.arange(len(batch.question), device=device)
     drawn = torch.rand(len(oneself), generator=generator, device=device)
@@ -197,7 +197,7 @@ def with_replay(task, example, kept, generator):
             neighbour=replaced(hiding.neighbour, rows),
             visible=replaced(hiding.visible, torch.ones_like(hiding.visible[rows])),
         )
-    batch = tree_map(replaced, batch, heard._replace(to_neighbour=batch.to_neighbour[rows]))
+    batch = tree_map(replaced, batch, noisy._replace(to_neighbour=batch.to_neighbour[rows]))
     return Example(batch, may_generate, hiding, rows)
 
 
@@ -224,8 +224,8 @@ def go_on(task, model, frames, kept, fresh, generator, play):
     the model answered, or begin with the `fresh` rows that they took the place of. play is
     prepare.play, or a faster one."""
     s, n = model.spectrum, len(kept.question)
-    heard = s.stft(kept.question)
-    wave = sound_of(model, frames.float(), heard, kept.lengths)
+    spectrum = s.stft(kept.question)
+    wave = sound_of(model, frames.float(), spectrum, kept.lengths)
     is_right = plays(kept.wanted, model, s.stft(wave), kept)
     is_over = (kept.asked == kept.wanted).all(1)
     is_stuck = torch.rand(n, generator=generator, device=wave.device) < 1 / ASKED_AGAIN

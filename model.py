@@ -226,14 +226,14 @@ class Spectrum(nn.Module):
         phase = torch.stack([real, imaginary], -2)
         return magnitude[..., None, :] * phase
 
-    def wave(self, magnitude, heard):
+    def wave(self, magnitude, original):
         """Magnitudes (B, frames, F) -> waveforms (B, frames * HOP). The phase is that of the same
-        frame of the spectrum heard (B, frames, 2, F), if that sounds alike, or else a guess. After
+        frame of the original (B, frames, 2, F), if that sounds alike, or else a guess. After
         12 guesses at its phase a tone would be 10 ms longer."""
-        difference = (magnitude - self.magnitude(heard)).abs().amax(-1)
+        difference = (magnitude - self.magnitude(original)).abs().amax(-1)
         # What is much louder or fainter than before is a tone that has come or gone.
         alike = difference < 0.5 * magnitude.amax(-1)
-        copied = self.with_phase(magnitude, heard)
+        copied = self.with_phase(magnitude, original)
         guessed = self.guess_phase(magnitude)
         spectrum = torch.where(alike[..., None, None], copied, guessed)
         # One iteration of Griffin and Lim makes the phases of neighbouring frames agree.

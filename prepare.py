@@ -61,7 +61,7 @@ class Rhythm(NamedTuple):
 def make_rhythm(n, slots, generator=None, device='cpu'):
     """A random rhythm for n examples of `slots` slots"""
     r = torch.rand(6, n, slots, generator=generator, device=device)
-    longer, wider, higher, louder, turned, later = r
+    longer, wider, higher, louder, phase, later = r
     length = TONE * (1 - JITTER + 2 * JITTER * longer)
     gap = GAP * (1 - JITTER + 2 * JITTER * wider)
     lead = LEAD * later[:, :1]  # before the first slot
@@ -71,7 +71,7 @@ def make_rhythm(n, slots, generator=None, device='cpu'):
         length=length,
         detune=DETUNE * (2 * higher - 1),
         amplitude=0.5 + 0.3 * louder,
-        phase=2 * math.pi * turned,
+        phase=2 * math.pi * phase,
         end=end,
         overtones=r.new_zeros(n, 0),
     )

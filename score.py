@@ -56,7 +56,7 @@ from lab.conditions import SOUNDS, as_heard
 from lab.ends import brief_pass
 from lab.mistakes import Diagnosis, write_errors
 from system import pick_device, provenance, write_json
-from tasks import TASKS, split_names
+from tasks import TASKS, check, split_names
 from text.summary import rows_by_level, show, summarize
 
 LENGTHS = [10 * 2 ** k for k in range(8)]  # 10 to 1,280 symbols or digits
@@ -112,11 +112,11 @@ def ask_all(model, tests, aloud):
           f"{'wire':>6} {'token acc':>9} {'edit dist':>9}   first mistake")
     for task, asked in tests.items():
         passes = think if task in aloud else 1
-        for name, (of, played, more) in asked.items():
+        for name, (of, as_sound, more) in asked.items():
             r = evaluate(
                 model, task, of, num_samples, seed, model.start.device, passes,
-                sound='real' if played == 'real' else 'clean',
-                change=partial(as_heard, sound=played),
+                sound='real' if as_sound == 'real' else 'clean',
+                change=partial(as_heard, sound=as_sound),
                 door=door, on_mistake=on_mistake, how=how, **more,
             )
             print_row(task, name, r, verbose)
@@ -159,6 +159,8 @@ def main():
     fast.use(model)
     known = names_of(checkpoint['config'], 'tasks', TASKS)
     names = names_of(config, 'tasks', known) or known
+    for name in names:
+        check(name)
     tests = {task: tests_of(task, split, sound) for task in names}
     if not any(tests.values()):
         fail(f"no split {split!r}; {names[-1]} has {', '.join(TASKS[names[-1]].splits)}")

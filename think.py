@@ -25,7 +25,7 @@ def with_silence(model, question):
     return F.pad(model.whole_tokens(question), (0, model.config.token))
 
 
-def reply(model, question, heard, lengths, noise=None):
+def reply(model, question, spectrum, lengths, noise=None):
     """One pass: waveforms with_silence (B, T * token), their spectrum (B, frames, 2, F) and lengths
     (B,) -> the model's Answer. noise (T * token,) of deviation 1 is always the same, unless it is
     given."""
@@ -34,27 +34,27 @@ def reply(model, question, heard, lengths, noise=None):
         noise = torch.randn(question.shape[1], generator=generator, device=question.device)
     noisy = question + DITHER * noise
     memory = model.encode(model.hear(noisy), noisy)
-    frames = model.in_tokens(heard)
+    frames = model.in_tokens(spectrum)
     answer = model.answer(memory, frames, lengths + model.config.token)
     return answer._replace(frames=answer.frames.float())
 
 
-def one_pass(model, question, heard, lengths, noise=None):
+def one_pass(model, question, spectrum, lengths, noise=None):
     """As in reply -> the answer's waveform (B, T * token), silent beyond each length, and the logit
     that this is the answer (B,), or None"""
-    answer = reply(model, question, heard, lengths, noise)
-    return sound_of(model, answer.frames, heard, lengths), answer.halt
+    answer = reply(model, question, spectrum, lengths, noise)
+    return sound_of(model, answer.frames, spectrum, lengths), answer.halt
 
 
-def sound_of(model, frames, heard, lengths):
-    """Answer frames (B, frames, F), the spectrum heard and lengths (B,) -> the waveform, silent
-    beyond each length"""
+def sound_of(model, frames, spectrum, lengths):
+    """Answer frames (B, frames, F), the question's spectrum and lengths (B,) -> the waveform,
+    silent beyond each length"""
     s = model.spectrum
     # Faint remains of a tone that went would be heard again.
     frames = s.squelch(frames)
     # Without a limit a tone grows louder with each pass.
     magnitude = s.exp(frames).clamp(max=LOUDNESS)
-    wave = s.wave(magnitude, heard)
+    wave = s.wave(magnitude, spectrum)
     at = torch.arange(wave.shape[1], device=wave.device)
     return wave * (at < lengths[:, None])
 
@@ -98,25 +98,25 @@ def moved_up(waves, samples):
     return waves.gather(1, at.clamp(0, S - 1)) * inside
 
 
-def whole_pass(model, waves, heard, lengths, between):
-    """One pass of waveforms (B, S), whose spectrum `heard` may be None -> what is played (B, S),
+def whole_pass(model, waves, spectrum, lengths, between):
+    """One pass of waveforms (B, S), whose spectrum may be None -> what is played (B, S),
     its spectrum, or None if it was heard elsewhere in time, whether it changed anything (B,), and
     the logit that this is the answer"""
     # Some models lose digits behind a silence longer than any of training, so it is left out.
     skip = silence_before(waves, lengths, model.config.token)
     skips = bool(skip.any())
     if skips:
-        waves, heard = moved_up(waves, skip), None
-    if heard is None:
-        heard = model.spectrum.stft(waves)
-    wave, halt = one_pass(model, waves, heard, lengths - skip)
+        waves, spectrum = moved_up(waves, skip), None
+    if spectrum is None:
+        spectrum = model.spectrum.stft(waves)
+    wave, halt = one_pass(model, waves, spectrum, lengths - skip)
     if between:
         wave = between(wave)
-    spectrum = model.spectrum.stft(wave)
-    changed = difference(model, heard, spectrum) >= CHANGE
+    after = model.spectrum.stft(wave)
+    changed = difference(model, spectrum, after) >= CHANGE
     if skips:
-        wave, spectrum = moved_up(wave, -skip), None
-    return wave, spectrum, changed, halt
+        wave, after = moved_up(wave, -skip), None
+    return wave, after, changed, halt
 
 
 # --- the conversation ---
@@ -157,17 +157,17 @@ def conversation(model, question, lengths=None, think=1, between=None, halting=T
         # All other lines are heard whole.
         rows = (~sure).nonzero()[:, 0]
         if len(rows):
-            heard = None if spectrum is None else spectrum[rows]
+            known = None if spectrum is None else spectrum[rows]
             wave, spectrum, changed[rows], halt = whole_pass(
-                model, before[rows], heard, n[rows], between)
+                model, before[rows], known, n[rows], between)
             goes_on[rows] = changed[rows]
             if halting and halt is not None:
                 goes_on[rows] &= halt < 0
             sound = wave if len(rows) == len(going) else sound.index_copy(0, rows, wave)
         # Examples that are done keep the answer that they had.
         passes[going[changed]] += 1
-        played = F.pad(sound, (0, n_samples - sound.shape[1]))
-        answer = answer.index_copy(0, going, played)
+        whole = F.pad(sound, (0, n_samples - sound.shape[1]))
+        answer = answer.index_copy(0, going, whole)
         yield answer, passes
         # What was just played need not be analysed again.
         all_whole = spectrum is not None and len(rows) == len(going)

@@ -112,7 +112,7 @@ spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
 pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
-hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
+hides = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
 shares_of_one = 'hide', 'replay', 'difficulty', 'curriculum', 'mixed_symbols'
 not_negative = 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', *weights
@@ -132,7 +132,7 @@ except ValueError as e:
 for is_wrong, why in (
     (shares and not sum(shares.values()), "mix must leave a share to one of the tasks"),
     (batch_size % world, f"batch_size must be a multiple of the {world} processes"),
-    (hiding and batch_size // world % 2, "hide needs an even number of examples in each process"),
+    (hides and batch_size // world % 2, "hide needs an even number of examples in each process"),
     (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
     (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token} frames"),
     (not w_frames + w_symbols + w_ctc, "with every loss turned off nothing is learned"),
@@ -157,7 +157,7 @@ amp = torch.autocast(kind, getattr(torch, dtype), dtype != 'float32')
 torch.manual_seed(seed)
 torch.backends.cuda.matmul.allow_tf32 = True
 generator = torch.Generator(device).manual_seed(seed)  # of the examples
-turns = random.Random(seed)                            # of the tasks
+task_random = random.Random(seed)                      # of which task is next
 
 # --- the model, from scratch or from a checkpoint ---
 RESULTS = r'(best|ckpt)\.pt|(scores|sounds|lengths|summary)(_.+)?\.json'
@@ -211,22 +211,21 @@ skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates 
 wrong = dict.fromkeys(names, 1.0)
 stands = dict(iter_num=0, best=-1.0, seconds=0.0, wrong=wrong, to_validate=False)
 if init_from == 'resume':
-    try:
-        saved = checkpoint['optimizer']
-        # The settings of this run count, not those of the one before.
-        for group, now in zip(saved['param_groups'], optimizer.param_groups, strict=True):
-            group.update({k: now[k] for k in now if k != 'params'})
-        optimizer.load_state_dict(saved)
-        state = checkpoint['generator'].cpu()
-        if len(state) == len(generator.get_state()):
-            generator.set_state(state)
-        else:
-            print("random numbers of another kind of device: examples are drawn anew")
-            generator.manual_seed(seed + checkpoint['iter_num'])
-        turns.setstate((3, tuple(checkpoint['turns']), None))
-        stands = {key: checkpoint[key] for key in stands}
-    except Exception:  # of any kind, if the file is damaged
-        fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only, or is damaged")
+    if not {'optimizer', 'generator', 'task_random', *stands} <= checkpoint.keys():
+        fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only")
+    saved = checkpoint['optimizer']
+    # The settings of this run count, not those of the one before.
+    for group, now in zip(saved['param_groups'], optimizer.param_groups, strict=True):
+        group.update({k: now[k] for k in now if k != 'params'})
+    optimizer.load_state_dict(saved)
+    state = checkpoint['generator'].cpu()
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        print("random numbers of another kind of device: examples are drawn anew")
+        generator.manual_seed(seed + checkpoint['iter_num'])
+    task_random.setstate((3, tuple(checkpoint['task_random']), None))
+    stands = {key: checkpoint[key] for key in stands}
 
 
 def save(name):
@@ -238,7 +237,7 @@ def save(name):
                 'tones': tones, 'provenance': system.provenance(), **stands}
     # What a resumed run needs to go on as if it had not stopped
     contents |= {'optimizer': optimizer.state_dict(), 'generator': generator.get_state(),
-                 'turns': list(turns.getstate()[1])}
+                 'task_random': list(task_random.getstate()[1])}
     path = os.path.join(out_dir, name)
     try:
         system.write_whole(path, partial(torch.save, contents))
@@ -257,17 +256,17 @@ part = processes.part_of(batch_size)
 
 def examples(task):
     """An Example for each forward of an update"""
-    wishes = taken(task, level=level, pairs=task in hiding, mixed_symbols=mixed_symbols)
+    wishes = taken(task, level=level, pairs=task in hides, mixed_symbols=mixed_symbols)
     for _ in range(gradient_accumulation_steps):
         batch = prepare.make_batch(task, 'train', batch_size, generator, device, part, shuffled,
                                    sound, synthesis, block, aloud=task in spoken,
                                    pauses=pauses_of[task], **wishes)
         # What is repeated is not to be learned by heart.
         may_generate = lessons.new_frames(task, batch) if c.pointer else None
-        hidden = None
-        if task in hiding:
-            hidden = lessons.hide_from(batch, hide, batch_size, part, c, generator)
-        yield lessons.Example(batch, may_generate, hidden)
+        hiding = None
+        if task in hides:
+            hiding = lessons.hide_from(batch, hide, batch_size, part, c, generator)
+        yield lessons.Example(batch, may_generate, hiding)
 
 
 def step(task, made):
@@ -370,7 +369,7 @@ while iter_num < max_iters and not ended:
 
     # --- step ---
     odds = shares or {t: max(stands['wrong'][t], 0.1) for t in names}  # none is forgotten
-    task = turns.choices(names, [odds[t] for t in names])[0]
+    task = task_random.choices(names, [odds[t] for t in names])[0]
     if curriculum:
         level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))
     numbers, done = update(task)

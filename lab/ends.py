@@ -71,15 +71,15 @@ def hear_ends(model, waves, lengths, ends):
     change (B, 1), and whether it changes there, and nowhere else (B,)"""
     parts, lengths = ends_joined(waves, lengths, ends)
     parts = with_silence(model, parts)
-    heard = model.spectrum.stft(parts)
-    wave, _ = one_pass(model, parts, heard, lengths)
-    changes = difference(model, heard, model.spectrum.stft(wave)) >= CHANGE
+    spectrum = model.spectrum.stft(parts)
+    wave, _ = one_pass(model, parts, spectrum, lengths)
+    changes = difference(model, spectrum, model.spectrum.stft(wave)) >= CHANGE
     # A change near the cut may come of the cut itself: three quarters of the beginning may change.
     may_change = 3 * (ends.cut - ends.start) // 4
     may_change = HOP * may_change[:, None]
     is_near = torch.arange(wave.shape[1], device=wave.device) < may_change
     only_far = torch.where(is_near, parts, wave)
-    changes_far = difference(model, heard, model.spectrum.stft(only_far)) >= CHANGE
+    changes_far = difference(model, spectrum, model.spectrum.stft(only_far)) >= CHANGE
     return wave, may_change, changes & ~changes_far
 
 

@@ -29,8 +29,8 @@ def read_logits(model, question, lengths, rhythm):
     mistakes apart, never for a score."""
     c = model.config
     question = with_silence(model, question)
-    heard = model.spectrum.stft(question)
-    logits = reply(model, question, heard, lengths).logits  # (B, T, n_symbols + 1)
+    spectrum = model.spectrum.stft(question)
+    logits = reply(model, question, spectrum, lengths).logits  # (B, T, n_symbols + 1)
     middle = (rhythm.start + rhythm.length / 2) * SAMPLE_RATE
     token = ((middle - c.middle) / c.token).round().long()
     token = token.clamp(0, logits.shape[1] - 1)

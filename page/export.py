@@ -99,10 +99,10 @@ class OnePass(torch.nn.Module):
         S = question.shape[1]
         lengths = S * torch.ones(1, dtype=torch.long)
         question = with_silence(self.net, question)
-        heard = self.net.spectrum.stft(question)
-        wave, _ = one_pass(self.net, question, heard, lengths, noise)
-        played = self.net.spectrum.stft(wave)
-        return wave[:, :S], difference(self.net, heard, played)
+        spectrum = self.net.spectrum.stft(question)
+        wave, _ = one_pass(self.net, question, spectrum, lengths, noise)
+        after = self.net.spectrum.stft(wave)
+        return wave[:, :S], difference(self.net, spectrum, after)
 
 
 def inputs_of(net):
