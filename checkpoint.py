@@ -21,6 +21,8 @@ import re
 import zipfile
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from model import JMambaConfig, MiniJMamba
 from system import write_whole
@@ -58,15 +60,14 @@ def download(name):
     except ImportError:
         raise ValueError("hf: needs huggingface_hub: pip install huggingface_hub") from None
     except Exception as e:  # of many kinds: no network, no such name, no such file
-        why = str(e).strip().splitlines() or [type(e).__name__]
-        raise ValueError(f"cannot get {WEIGHTS} of {name} from the Hub: {why[0]}") from None
+        why = str(e).strip().partition('\n')[0] or type(e).__name__
+        raise ValueError(f"cannot get {WEIGHTS} of {name} from the Hub: {why}") from None
 
 
 def read(path, device):
     """A file -> what it holds, a dict; ValueError says what is wrong with it"""
     try:
         if path.endswith('.safetensors'):
-            from safetensors import safe_open
             with safe_open(path, 'pt', device=str(device)) as f:
                 checkpoint = json.loads(f.metadata()['jericho'])
                 checkpoint['model'] = {key: f.get_tensor(key) for key in f.keys()}
@@ -75,15 +76,13 @@ def read(path, device):
         checkpoint['model_args'].keys(), checkpoint['model'].keys()
         checkpoint['config']['tasks'], checkpoint['config']['aloud'], checkpoint['iter_num']
         return checkpoint
-    except ImportError:
-        raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
     except Exception as e:  # a broken file fails in many ways: as a zip, a pickle, a dict
         with open(path, 'rb') as f:
             start = f.read(2)
         cut = start == b'PK' and not zipfile.is_zipfile(path) or 'not fully covered' in str(e)
         what = "is cut: its end is missing" if cut else "is not a checkpoint, or is damaged"
-        raise ValueError(f"{path} {what}; bring back a whole copy of it, or train into another "
-                         "folder") from None
+        hint = "bring back a whole copy of it, or train into another folder"
+        raise ValueError(f"{path} {what}; {hint}") from None
 
 
 def load_checkpoint(out_dir='', device='cpu', init_from='out_dir'):
@@ -136,10 +135,6 @@ def extended(model, config):
 
 def write_weights(checkpoint, path):
     """A checkpoint's weights in half precision, and in the header how they were made"""
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise ValueError("safetensors is missing: pip install safetensors") from None
     of_training = 'model', 'optimizer', 'generator', 'task_random', 'wrong', 'to_validate'
     header = {key: value for key, value in checkpoint.items() if key not in of_training}
     weights = {key: x.half().contiguous() for key, x in checkpoint['model'].items()}

@@ -8,9 +8,8 @@ with a line `# --- settings ---` and ends with `config = configure(globals())`, 
 that take seconds. A config file is Python that assigns to settings; it may import and define
 functions, its other names begin with _, and base('mod') applies config/mod.py first. Of files and
 flags the later one counts. A key must exist, and a value must have the type of the default (an int
-will do for a float): anything else ends the script with one line and exit code 2.
-
-Where the script is only imported, nothing of all this happens.
+will do for a float): anything else ends the script with one line and exit code 2. Where the script
+is only imported, nothing of all this happens.
 """
 import difflib
 import os

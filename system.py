@@ -44,8 +44,6 @@ def pick_device(device):
     try:
         torch.Generator(device)
         torch.empty(1, device=device)
-        if device.startswith('cpu:'):
-            raise RuntimeError("no processor has a number")
     except (RuntimeError, AssertionError):
         fail(f"there is no device {device!r} here; use auto, cpu, cuda or mps")
     if device.startswith('cuda:'):
@@ -55,12 +53,11 @@ def pick_device(device):
 
 def pick_dtype(dtype, kind):
     """'auto' is bfloat16 where a GPU has it; the choice is printed."""
-    if dtype != 'auto':
-        return dtype
-    has_it = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-    why = "this GPU has no bfloat16" if kind == 'cuda' else f"{kind} gains little from less"
-    dtype = 'bfloat16' if has_it else 'float32'
-    print(f"dtype {dtype}: {'the GPU has it' if has_it else why}")
+    if dtype == 'auto':
+        has_it = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = 'bfloat16' if has_it else 'float32'
+        why = "this GPU has no bfloat16" if kind == 'cuda' else f"{kind} gains little from less"
+        print(f"dtype {dtype}: {'the GPU has it' if has_it else why}")
     return dtype
 
 
