@@ -92,7 +92,11 @@ print(json.dumps(new))
     for name, modules in new.items():
         wrong = [m for m in modules if m != name and not re.fullmatch(may_load[name], m)]
         assert not wrong, f"{name}.py loads {wrong}"
-    assert new['model'] == ['model']
+
+
+def test_the_model_imports_nothing_of_ours(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert not readability.imports_of('model.py', set(tracked()))
 
 
 def test_training_loads_nothing_that_a_reader_can_skip(tmp_path):

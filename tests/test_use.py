@@ -74,6 +74,17 @@ def test_a_pipe_that_is_closed_ends_it_quietly(program, flags, tmp_path):
     assert p.wait() == -signal.SIGPIPE  # 141 in a shell
 
 
+@pytest.mark.parametrize('program, flags', [
+    ('train.py', ['--help']), ('score.py', ['x.wav']), ('lab.readability', [])])
+def test_a_full_disk_for_output_gets_a_sentence(program, flags, tmp_path):
+    shutil.copy(os.path.join(ROOT, 'assets', 'mirror_question.wav'), tmp_path / 'x.wav')
+    with open('/dev/full', 'w') as full:
+        p = subprocess.run(command(program, *flags), stdout=full, stderr=subprocess.PIPE, text=True,
+                           cwd=tmp_path, env=environment())
+    assert p.returncode == 1
+    assert is_one_line(p.stderr) and 'No space left' in p.stderr
+
+
 def test_training_that_nobody_reads_goes_on_and_loses_nothing(tmp_path):
     p = begin(*MIRROR, f'--out_dir={tmp_path}', '--test_samples=1')
     wait_for(p, 'iter ')
