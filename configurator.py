@@ -92,12 +92,8 @@ def convert(key, value, default, where):
 
 def run_config(path):
     """Run a config file -> its names, those of the configs it builds on first"""
-    scope = {}
-
-    def base(name):
-        scope.update(run_config(os.path.join(HERE, 'config', name + '.py')))
-
-    scope['base'] = base
+    # base(name) brings in the names of another config.
+    scope = {'base': lambda name: scope.update(run_config(f'{HERE}/config/{name}.py'))}
     try:
         with open(path, encoding='utf-8-sig') as f:
             exec(compile(f.read(), path, 'exec'), scope)

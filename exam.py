@@ -68,8 +68,8 @@ def ask(model, task, split, b, think, door, on_mistake, how):
     diagnosis to all -> Asked for each question"""
     question, lengths = door(b.question, b.lengths) if door else (b.question, b.lengths)
     answers, heard = [], {}
-    asked = conversation(model, question, lengths, think, **how)
-    for k, (answer, passes) in enumerate(asked, 1):  # noqa: B007
+    conversing = conversation(model, question, lengths, think, **how)
+    for k, (answer, passes) in enumerate(conversing, 1):  # noqa: B007
         if k in PASSES or on_mistake:
             heard[k] = transcribe(answer)
         if on_mistake:
@@ -84,8 +84,7 @@ def ask(model, task, split, b, think, door, on_mistake, how):
         mine = {k: texts[i] for k, texts in heard.items()}
         mistake = None
         if mine[k] != wanted:
-            mistake = {'task': task, 'split': split, 'asked': asked, 'wanted': wanted,
-                       'heard': mine[k]}
+            mistake = dict(task=task, split=split, asked=asked, wanted=wanted, heard=mine[k])
         if mistake and on_mistake:
             one, *sounds = tree_map(lambda t: t[i:i + 1], (b, *answers))  # noqa: B023
             on_mistake(mistake, one, sounds, list(mine.values()))

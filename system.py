@@ -4,7 +4,6 @@ The machine: its device, signals that ask for an end, files written whole, folde
 import errno
 import json
 import os
-import platform
 import re
 import shlex
 import signal
@@ -18,11 +17,6 @@ import torch
 
 from configurator import HERE, fail
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
 MARK = '.jericho'  # an empty file, in every folder that this program has made
 
 
@@ -32,9 +26,8 @@ def pick_device(device):
     """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
     The script ends if the one asked for is not there."""
     # No more threads than a container is allowed cores: others only take time from one another.
-    with suppress(OSError, ValueError):  # there is no limit
-        with open('/sys/fs/cgroup/cpu.max') as f:
-            share, period = map(int, f.read().split())
+    with suppress(OSError, ValueError), open('/sys/fs/cgroup/cpu.max') as f:
+        share, period = map(int, f.read().split())  # of time; ValueError: there is no limit
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share // period)))
     if device == 'auto':
         there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
@@ -142,7 +135,7 @@ def provenance():
     return {
         'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         'commit': commit or 'unknown',
-        'python': platform.python_version(),
+        'python': sys.version.split()[0],
         **{name: version(name) for name in ('torch', 'numpy', 'scipy')},
     }
 
@@ -189,8 +182,10 @@ def claim(folder):
                          "or one that is empty or not there yet")
     lock = open(mark, 'a')
     try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such locks
+        pass
     except OSError:
         lock.close()
         raise ValueError(f"another run writes to {folder} now; wait for its end, or write "
