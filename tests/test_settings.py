@@ -364,6 +364,9 @@ import os, random, signal, sys, types
 x = types.SimpleNamespace()
 x.y = 1
 batch_size, hide = 'mine', None
+OF_KERNELS = 'DISABLE_MMA_V3', 'TORCHINDUCTOR_CACHE_DIR'  # our own; of PyTorch's compiler
+for key in OF_KERNELS:
+    os.environ.pop(key, None)
 
 import matplotlib, numpy, scipy.signal, torch, tqdm
 
@@ -391,8 +394,8 @@ before = state()
 for name in MODULES:
     __import__(name)
     after = state()
-    if 'fast.kernels' in sys.modules:  # Triton asks for the first; PyTorch's compiler sets another
-        for key in 'DISABLE_MMA_V3', 'TORCHINDUCTOR_CACHE_DIR':
+    if 'fast.kernels' in sys.modules:
+        for key in OF_KERNELS:
             after['environment'].pop(key, None)
     changed = [key for key in before if before[key] != after[key]]
     if changed:
