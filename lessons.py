@@ -1,7 +1,6 @@
 """
-What training teaches, and from what. An Example is a batch of questions and answers, with what may
-be generated and what is hidden; `losses` says how far off an answer to it is; and replay lets the
-model go on from what it has played itself.
+What training teaches, and from what: an Example is a batch, with what may be generated and what is
+hidden; `losses` says how far off an answer is; replay goes on from what the model has played.
 """
 from typing import NamedTuple
 

@@ -160,7 +160,7 @@ class Spectrum(nn.Module):
 
     def noise(self, frames, over=4):
         """Log magnitudes (..., F) -> what noise reaches in each bin: `over` times what is usual
-        around it, in the mean of the logarithms, which one tone changes little"""
+        around it, by the mean of logarithms, which one tone changes little"""
         usual = self.exp(frames.float() @ self.near)
         return self.log(over * usual)
 
@@ -463,8 +463,7 @@ class CrossAttention(nn.Module):
     """From the answer to the question. Question and answer share a clock, and the answer's tokens
     all start out alike, so one query is enough. Clock heads rotate it to each token's time and look
     around that time; content heads see the whole question. One more clock head, the pointer,
-    fetches frames as they are. It goes by time alone, as what sounds then may be like nothing that
-    the model knows.
+    fetches frames as they are. It goes by time alone: what sounds may be like nothing it knows.
 
     query (1, 1, D), memory (B, T, D), frames (B, T, patch * F), valid (B, T), perhaps a
     lessons.Hiding -> (B, T, D), pointed-at frames (B, T, patch * F)"""
@@ -636,8 +635,7 @@ class MiniJMamba(nn.Module):
         return self.spectrum.sounds(by_frame).amax(-2)
 
     def encode(self, frames, question=None):
-        """(B, T, patch * F) -> (B, T, D); what stands at t has heard nothing after t. Another front
-        than the STFT may need the waveforms, too."""
+        """(B, T, patch * F), and for other fronts (B, S) -> (B, T, D); t has heard nothing later"""
         if self.config.front == 'stft':
             x = self.embed(frames)
         else:

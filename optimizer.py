@@ -20,8 +20,7 @@ def orthogonal(x, steps=5):
     for _ in range(steps):
         square = x @ x.mT
         x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
-    x = x.mT if is_tall else x
-    return x.float()
+    return (x.mT if is_tall else x).float()
 
 
 class Muon(torch.optim.AdamW):

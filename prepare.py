@@ -8,10 +8,8 @@ writes data/mirror/ood_length/000000_question.wav, 000000_answer.wav, ... and a 
 Training needs none of it: train.py makes its examples as it goes.
 
 A symbol is a sine of about 100 ms and a gap of about 50 ms. Question and answer share one rhythm, a
-row of slots, so an answer symbol always sounds in the slot of a question symbol. What the tasks
-ask and answer is in tasks/.
-
-Letters: B examples   N slots   S samples
+row of slots, so an answer symbol always sounds in the slot of a question symbol. Letters: B
+examples, N slots, S samples
 """
 from configurator import SEEDS, bounds, configure, fail
 

@@ -75,14 +75,6 @@ class Question(NamedTuple):
     wanted: str         # the right answer, '' if that is not known
 
 
-def recorded(wav):
-    """A WAV file, or the first question on standard input -> (S,)"""
-    wave = first_question(read_stream(sys.stdin.buffer)) if wav == '-' else read_wav(wav)
-    if not len(wave) or wave.abs().max() < 1e-4:
-        raise ValueError(f"{wav}: nothing can be heard in it")
-    return with_room(wave)
-
-
 def drawn(tasks):
     """num_samples test questions, of all tasks alike -> Questions"""
     parts = [(name, part) for name in tasks for part in split_names(name, split)]
@@ -107,7 +99,10 @@ def questions_of(tasks):
         text, wanted = start, solve(name, start)
         wave = play_text(start, seed, TASKS[name].slots(start))
     if wav:
-        wave = recorded(wav)
+        wave = first_question(read_stream(sys.stdin.buffer)) if wav == '-' else read_wav(wav)
+        if not len(wave) or wave.abs().max() < 1e-4:
+            raise ValueError(f"{wav}: nothing can be heard in it")
+        wave = with_room(wave)
     return [Question(wave, text or transcribe(wave[None])[0], wanted)]
 
 

@@ -1,8 +1,7 @@
 """
 Thinking aloud: the model hears a question, plays an answer, hears its own answer, and goes on until
 the sound no longer changes, or until it says that this is the answer. Nothing but sound is handed
-on. Two functions from outside may step in: one that lets the model hear less of a long line, and
-one that changes the sound between passes, as a calculator does.
+on. Functions from outside may let it hear less of a long line, or change the sound between passes.
 """
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,8 @@ TRIES = 2         # how often in a row less is heard in vain, until a line is al
 # --- one pass ---
 
 def with_silence(model, question):
-    """Waveforms (B, S) -> (B, T * token): whole tokens, and a silent one more. In training there
-    was always some silence behind the last tone, and a recording may end with it."""
+    """Waveforms (B, S) -> (B, T * token): whole tokens, and a silent one more, as in training there
+    was always some silence behind the last tone"""
     return F.pad(model.whole_tokens(question), (0, model.config.token))
 
 
@@ -47,8 +46,7 @@ def one_pass(model, question, spectrum, lengths, noise=None):
 
 
 def sound_of(model, frames, spectrum, lengths):
-    """Answer frames (B, frames, F), the question's spectrum and lengths (B,) -> the waveform,
-    silent beyond each length"""
+    """Answer frames (B, frames, F), the question's spectrum, lengths (B,) -> silent beyond these"""
     s = model.spectrum
     # Faint remains of a tone that went would be heard again.
     frames = s.squelch(frames)
@@ -126,11 +124,10 @@ def conversation(model, question, lengths=None, think=1, between=None, halting=T
     """Waveforms (B, S) and their lengths in samples -> after each pass, the answers (B, S), silent
     beyond each length, and how many passes have changed each example, (B,).
 
-    The model hears its own answer as the next question, up to `think` passes in all; an example is
-    done when the sound that it plays is the sound that it heard, or with halting, if the model can
-    tell, when it says so. between: waveforms -> waveforms, called on what was played whole. brief:
-    a pass in which less is heard, such as lab.ends.brief_pass. A recording should be `prepared`
-    before, see audio/tune.py."""
+    The model hears its own answer as the next question, up to `think` passes; an example is done
+    when it plays the sound that it heard, or with halting, if the model can tell, when it says so.
+    between: waveforms -> waveforms, called on what was played whole. brief: a pass in which less is
+    heard, such as lab.ends.brief_pass. Recordings should be `prepared` first (audio/tune.py)."""
     n_samples = question.shape[1]
     if lengths is None:
         lengths = torch.full_like(question[:, 0], n_samples, dtype=torch.long)

@@ -173,8 +173,9 @@ try:
         fixed = asdict(c).keys() - {'n_symbols', 'n_so_far', 'halting'}
         if init_from == 'resume':
             fixed = {'tasks', 'aloud', 'curriculum', 'seed', 'muon', *asdict(c)}
-        for key in (key for key in fixed if was[key] != now[key]):
-            fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
+        for key in fixed:
+            if was[key] != now[key]:
+                fail(f"{folder} was trained with {key}={was[key]}; to go on, leave it so")
         model = extended(model, c)
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
@@ -303,12 +304,7 @@ n_replayed = 2 * round(replay * batch_size / world / 2)
 conversations = {}
 for t in spoken if n_replayed else ():
     conversations[t] = lessons.begin(next(examples(t)).batch, n_replayed)
-def update(task):
-    """One update -> the numbers to log, and how many updates there were"""
-    return step(task, examples(task)), 1
-
-
-graphs = {}
+graphs, update = {}, None
 if cuda_graphs:
     graphs, update = fast.in_graphs(examples, step, generator)
 
@@ -329,7 +325,7 @@ def validate_and_save():
         with system.at_once():
             found = validate(model, names, spoken, eval_samples, seed + 1, device, think, sound,
                              difficulty, prepared)
-    found = processes.told_by_first(found)  # {'val': {task: exact match}, 'val_ood': ..., ...}
+    found = processes.told_by_first(found)
     if not found:
         return False
     right = {t: (found['val'][t] + found['val_ood'][t]) / 2 for t in names}
@@ -347,7 +343,6 @@ def validate_and_save():
 
 
 def log(row):
-    """Write a row to log.jsonl"""
     at = {'iter': stands['iter_num'], 'seconds': round(time.time() - began, 2)}
     print(json.dumps({**at, **row}), file=log_file)
 
@@ -372,7 +367,8 @@ while iter_num < max_iters and not ended:
     task = task_random.choices(names, [odds[t] for t in names])[0]
     if curriculum:
         level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))
-    numbers, done = update(task)
+    # A task's first graph comes with more updates than one: those that warm it up.
+    numbers, done = update(task) if update else (step(task, examples(task)), 1)
     iter_num = stands['iter_num'] = iter_num + done
     bar.update(done)
     log_now = iter_num % log_interval < done

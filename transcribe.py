@@ -43,8 +43,7 @@ class Tones(NamedTuple):
 
 def power_of(waves):
     """(..., n) -> |FFT|^2, (..., n / 2 + 1), without the square root that abs() takes"""
-    spectrum = torch.fft.rfft(waves)
-    return torch.view_as_real(spectrum).square().sum(-1)
+    return torch.view_as_real(torch.fft.rfft(waves)).square().sum(-1)
 
 
 def decibels(power):

@@ -28,8 +28,7 @@ def hertz_off(waves, n=1024):
     hertz = (k + shift)[..., 0] * (SAMPLE_RATE / n)
     angle = 2 * math.pi / SPACING * (hertz - LOWEST)
     weight = peak / peak.sum(1, keepdim=True).clamp(min=1e-20)
-    x = (angle.cos() * weight).sum(1)
-    y = (angle.sin() * weight).sum(1)
+    x, y = (angle.cos() * weight).sum(1), (angle.sin() * weight).sum(1)
     off = SPACING / (2 * math.pi) * torch.atan2(y, x)
     agree = x.square() + y.square() > 0.5
     return torch.where(agree, off, 0)
@@ -61,8 +60,8 @@ def samples_to_keep(gaps, middles, seconds):
 
 def hurried(waves, lengths):
     """Waveforms (B, S) and their lengths in samples (B,) -> the same; but where most gaps between
-    tones are too long, all that are long are cut down alike, each in its middle. Where all
-    waveforms have become shorter, so is S."""
+    tones are too long, all that are long are cut down alike, each in its middle. If all waveforms
+    have become shorter, so is S."""
     tones = find_tones(waves)
     begin = tones.start[1:]
     end = (tones.start + tones.length)[:-1]
