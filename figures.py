@@ -11,10 +11,10 @@ $ python figures.py --what=confusion release     # which tones are heard for whi
 $ python figures.py --what=scaling out/ask/*     # accuracy by difficulty, of any summary.json
 
 release is the weights that come with the code; any other run is named by its folder. The first
-needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: passes with
---votes=3 too, lengths with --split=lengths, robustness and confusion with --sound=all. Runs are
-drawn in the order in which they are named. Those whose folders differ only in a last _s and a
-number are seeds of one run: means are drawn, and tables show (the worst).
+needs nothing else, and curves a log.jsonl. All others draw what score.py has measured: lengths with
+--split=lengths, robustness and confusion with --sound=all. Runs are drawn in the order in which
+they are named. Those whose folders differ only in a last _s and a number are seeds of one run:
+means are drawn, and tables show (the worst).
 """
 import json
 import os
@@ -186,28 +186,14 @@ def chart(runs, path):
     save(fig, path)
 
 
-def by_votes(names):
-    """Names of runs -> {passes of each line: as load_scores}; beside one those that were tested"""
-    tests = {1: load_scores(names)}
-    for name in names:
-        for path in Path(folder_of(name)).glob('scores_votes*.json'):
-            votes = re.fullmatch(r'scores_votes(\d+)', path.stem)  # not of a shorter test
-            if votes:
-                tests[int(votes[1])] = load_scores(names, path.name)
-    return dict(sorted(tests.items()))
-
-
-def passes(tests, task, path):
-    """Draw exact match against how often the model may hear its own answer, how often it did, by
-    how many lines of working the question takes, and, of several tests as in by_votes, exact match
-    against how many passes of each line are voted on"""
-    runs = tests[1]
+def passes(runs, task, path):
+    """Draw exact match against how often the model may hear its own answer, and how often it did,
+    by how many lines of working the question takes"""
     if len(runs) > 1:
         raise ValueError(f"name one run and its seeds, not {', '.join(runs)}")
     [seeds] = runs.values()
-    n_charts = 2 + (len(tests) > 1)
-    fig = Figure(figsize=(4.4 * n_charts, 3.8), layout='constrained')
-    left, right, *other = fig.subplots(1, n_charts)
+    fig = Figure(figsize=(8.8, 3.8), layout='constrained')
+    left, right = fig.subplots(1, 2)
     plain(left, xlabel='passes allowed', ylabel='exact match (%)', ylim=(-3, 103))
     plain(right, xlabel='lines of working that the question takes',
           ylabel='passes that the model used (mean)')
@@ -225,14 +211,6 @@ def passes(tests, task, path):
             lines += map(int, found['passes_by_lines'])
             used += found['passes_by_lines'].values()
         right.plot(lines, used, linestyle='none', alpha=0.8)
-    for ax in other:
-        plain(ax, xlabel='passes of each line, of which most must agree', ylabel='exact match (%)')
-        for split in TASKS[task].splits:
-            exact = [exact_match(sum(runs.values(), []), task, split) for runs in tests.values()]
-            voted = [np.mean(x or [np.nan]) for x in exact]
-            if np.isfinite(voted[1:]).any():
-                ax.plot([str(n) for n in tests], voted, label=TASKS[task].said.get(split, split))
-        ax.legend(frameon=False)
     if not left.lines:
         raise ValueError(f"none of these was taught {task} aloud; --task names another task")
     left.legend(frameon=False)
@@ -429,7 +407,7 @@ if __name__ == '__main__':
         elif what == 'scaling':
             scaling(named, out)
         elif what == 'passes':
-            passes(by_votes(named), task, out)
+            passes(load_scores(named), task, out)
         elif what == 'lengths':
             lengths(load_scores(named, 'lengths.json'), out)
         elif what == 'robustness':

@@ -60,13 +60,12 @@ num_samples = 4         # or draw so many test questions
 split = 'iid'           # of this split, such as ood_length
 sample_dir = ''         # where to write; '' is out_dir/samples
 think = 64              # passes at most when a task is worked out aloud
-votes = 1               # passes a line, begun at other times, of which the most agreed on counts
 seed = 1337             # of the drawn questions and of how a typed one is played
 device = 'auto'         # auto, cpu, cuda, mps
 configure(globals())
 if '--start=' in sys.argv:
     fail("a question needs at least one symbol, such as --start=ABCA")
-bounds(globals(), num_samples=1, think=1, votes=1, seed=SEEDS)
+bounds(globals(), num_samples=1, think=1, seed=SEEDS)
 choices(globals(), task=('', *TASKS))
 
 # --- questions: (waveform, text, right answer or '' if that is not known) ---
@@ -212,7 +211,7 @@ try:
     fresh_folder(sample_dir, FILES)
     for i, (wave, asked, wanted) in enumerate(questions):
         answers = {}  # by pass; of many, every second, fourth, ...
-        thought = conversation(model, wave[None].to(device), think=passes_at_most, votes=votes)
+        thought = conversation(model, wave[None].to(device), think=passes_at_most)
         thought = tqdm(thought, unit='pass', delay=2, leave=False, disable=None)
         for k, (answer, passes) in enumerate(thought, 1):
             n = max(1, int(passes))  # the last pass may only repeat the answer

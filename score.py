@@ -345,7 +345,6 @@ if __name__ == '__main__':
     split = 'all'           # or one of them, such as ood_length; or lengths
     seed = 1337             # of the questions; the same seed asks the same questions anywhere
     think = 64              # passes at most when a task is worked out aloud
-    votes = 1               # passes a line, begun at other times: the most agreed on counts
     brief = True            # of long lines the ends alone are heard: see brief_pass in think.py
     halting = True          # a model that can tell when it has answered stops then
     tool = True             # a model that was taught to call a tool has one
@@ -356,7 +355,7 @@ if __name__ == '__main__':
     sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
-    bounds(globals(), num_samples=1, think=1, votes=1, seed=SEEDS)
+    bounds(globals(), num_samples=1, think=1, seed=SEEDS)
     choices(globals(), sound=(*SOUNDS, 'all'))
     if resume and errors:
         fail("resume keeps no sounds of mistakes: leave out errors, or resume")
@@ -381,7 +380,6 @@ if __name__ == '__main__':
     folder = results_of(out_dir, init_from)
     kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
     kind = '' if tasks else kinds.get((split, sound), '')
-    kind += f'_votes{votes}' if kind and votes > 1 else ''
     named = '_'.join(x for x in ('errors', split, sound, tasks) if x not in ('all', 'clean', ''))
     longest, suffix = 0, ''
     if kind:
@@ -392,7 +390,7 @@ if __name__ == '__main__':
         suffix = f'_{num_samples}'
         print(f"results go to files with {suffix}: there are some of {longest:,} questions each")
 
-    how = {'votes': votes, 'brief': brief, 'halting': halting}
+    how = {'brief': brief, 'halting': halting}
     # What is done already is kept beside the results until all is done.
     part = os.path.join(folder, f'{kind or named}{suffix}.part.json')
     test = {'split': split, 'sound': sound, 'num_samples': num_samples, 'seed': seed,

@@ -139,38 +139,6 @@ def change(model, heard, played):
     return (loudness(heard) - loudness(played)).abs().amax((1, 2))
 
 
-def shifted_pass(model, question, lengths, shift):
-    """one_pass of the sound begun `shift` samples later, so that its tones lie elsewhere in their
-    tokens -> the answer's waveform, begun where the question begins"""
-    later = F.pad(question, (shift, model.config.token - shift))
-    wave, _ = one_pass(model, later, model.spectrum.stft(later), lengths + shift)
-    return wave[:, shift:shift + question.shape[1]]
-
-
-def vote(model, question, heard, lengths, votes):
-    """As one_pass; but where two passes, one of them shifted, do not play the same, as many pass as
-    `votes` says, and the sound counts that most of them play"""
-    shifts = [model.config.token * k // votes for k in range(1, votes)]
-    wave, halt = one_pass(model, question, heard, lengths)
-    if not shifts:
-        return wave, halt
-    waves = [wave]
-    middle = shifts.pop(len(shifts) // 2)
-    waves.append(shifted_pass(model, question, lengths, middle))
-    spectra = [model.spectrum.stft(wave) for wave in waves]
-    rows = (change(model, *spectra) >= TONE).nonzero()[:, 0]
-    if not len(rows):
-        return wave, halt
-    some = [wave[rows] for wave in waves]
-    some += [shifted_pass(model, question[rows], lengths[rows], shift) for shift in shifts]
-    spectra = [spectrum[rows] for spectrum in spectra]
-    spectra += [model.spectrum.stft(wave) for wave in some[2:]]
-    agree = [sum((change(model, a, b) < TONE).long() for b in spectra) for a in spectra]
-    best = torch.stack(agree).argmax(0)
-    chosen = torch.stack(some)[best, torch.arange(len(rows), device=rows.device)]
-    return wave.index_copy(0, rows, chosen), halt
-
-
 # --- a tool between passes ---
 
 def called(tool, waves):
@@ -248,13 +216,13 @@ def moved_up(waves, samples):
     return waves.gather(1, at.clamp(0, S - 1)) * ((at >= 0) & (at < S))
 
 
-def hear_ends(model, tape, lengths, votes, start, cut, end):
+def hear_ends(model, tape, lengths, start, cut, end):
     """One pass of the ends of waveforms, as in ends_of -> what is played (B, any), how much of it,
     in samples, may change (B, 1), and whether it changes there, and nowhere else (B,)"""
     parts, n = joined(tape, lengths, start, cut, end)
     parts = with_silence(model, parts)
     heard = model.spectrum.stft(parts)
-    wave, _ = vote(model, parts, heard, n, votes)
+    wave, _ = one_pass(model, parts, heard, n)
     may_change = HOP * (3 * (cut - start) // 4)[:, None]
     near = torch.arange(wave.shape[1], device=wave.device) < may_change
     elsewhere = model.spectrum.stft(torch.where(near, parts, wave))
@@ -262,7 +230,7 @@ def hear_ends(model, tape, lengths, votes, start, cut, end):
     return wave, may_change, changes & (change(model, heard, elsewhere) < TONE)
 
 
-def brief_pass(model, tape, lengths, votes, may):
+def brief_pass(model, tape, lengths, may):
     """One pass of waveforms (B, S), those that `may` (B,) and are long enough -> what is played,
     (B, S), for which of them (B,) that counts, and which are long enough (B,).
 
@@ -291,8 +259,7 @@ def brief_pass(model, tape, lengths, votes, may):
         if not len(rows):
             continue
         start, cut, end = (start[rows] - earlier).clamp(min=0), cut[rows], end[rows]
-        wave, may_change, counts = hear_ends(model, tape[rows], lengths[rows], votes,
-                                             start, cut, end)
+        wave, may_change, counts = hear_ends(model, tape[rows], lengths[rows], start, cut, end)
         # The beginnings as they would be
         place = beginning[rows] - HOP * start[:, None]  # in what was played
         is_new = (place >= 0) & (place < may_change) & counts[:, None]
@@ -314,15 +281,14 @@ def brief_pass(model, tape, lengths, votes, may):
 # --- the conversation ---
 
 @torch.inference_mode()
-def conversation(model, question, lengths=None, think=1, votes=1, halting=True, brief=True,
-                 hurry=True):
+def conversation(model, question, lengths=None, think=1, halting=True, brief=True, hurry=True):
     """Waveforms (B, S) and their lengths in samples -> after each pass, the answers (B, S), silent
     beyond each length, and how many passes have changed each example, (B,).
 
     The model hears its own answer as the next question, up to `think` passes in all; an example is
     done when the sound that it plays is the sound that it heard, or with halting, if the model can
-    tell, when it says so. votes: see vote. brief: of long lines the ends are heard, see brief_pass.
-    hurry: a slow player's gaps are cut down, see hurried.
+    tell, when it says so. brief: of long lines the ends are heard, see brief_pass. hurry: a slow
+    player's gaps are cut down, see hurried.
     """
     n_samples = question.shape[1]
     if lengths is None:
@@ -348,7 +314,7 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
     for _ in range(think):
         before, n, sure = question, lengths[going], tries[going] > 0
         if sure.any():
-            question, sure, tried = brief_pass(model, question, n, votes, sure)
+            question, sure, tried = brief_pass(model, question, n, sure)
             tries[going] = torch.where(sure, TRIES, tries[going] - tried.long())
         changed, goes_on = sure, sure.clone()
         rows = (~sure).nonzero()[:, 0]
@@ -359,7 +325,7 @@ def conversation(model, question, lengths=None, think=1, votes=1, halting=True, 
             if skips:
                 whole, heard = moved_up(whole, skip), None
             heard = model.spectrum.stft(whole) if heard is None else heard[rows]
-            wave, halt = vote(model, whole, heard, n - skip, votes)
+            wave, halt = one_pass(model, whole, heard, n - skip)
             if model.tool:
                 wave = called(model.tool, wave)
             spectrum = model.spectrum.stft(wave)

@@ -52,13 +52,6 @@ def test_accuracy_by_passes(runs, capsys):
                                      runs / 'mod_direct')
     assert 'none of these was taught mod aloud' in refusal(capsys, 'figures.py', *draw,
                                                            runs / 'mod_direct')
-    plain = picture.read_bytes()
-    for run in 'mod_s1', 'mod_s2':
-        scores = (runs / run / 'scores.json').read_text()
-        (runs / run / 'scores_votes3.json').write_text(scores)
-        (runs / run / 'scores_votes3_5.json').write_text('{}')  # of a shorter test
-    output(capsys, 'figures.py', *draw, runs / 'mod_s1', runs / 'mod_s2')
-    assert is_png(picture) and picture.read_bytes() != plain  # one chart more
 
 
 def test_a_run_without_scores_is_named(tmp_path, capsys):

@@ -405,7 +405,3 @@ def test_a_longer_test_is_not_replaced_by_a_shorter(tmp_path, trained, capsys):
         assert short and short.encode() != contents
     output(capsys, 'score.py', *flags, '--num_samples=4')
     assert json.loads((tmp_path / 'scores.json').read_text())['scores']['mirror']['iid']['n'] == 4
-    before = (tmp_path / 'scores.json').read_bytes()
-    output(capsys, 'score.py', *flags, '--num_samples=4', '--votes=3')  # another test
-    assert (tmp_path / 'scores.json').read_bytes() == before
-    assert json.loads((tmp_path / 'scores_votes3.json').read_text())['votes'] == 3

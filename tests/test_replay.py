@@ -1,15 +1,13 @@
 """
-Conversations: those that go on from update to update in training, and votes on what is played.
+Conversations that go on from update to update in training.
 
 $ python -m pytest tests/test_replay.py
 """
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
-import think
-from prepare import make_batch, play_text
+from prepare import make_batch
 from replay import begin, go_on, plays, with_replay
 from tasks import REST, TASKS, decode, draw, next_line
 from tests.helpers import TRAIN, gen, run_here, texts_of, tiny_model
@@ -99,32 +97,3 @@ def test_training_with_replay(tmp_path):
              '--replay=0.5', '--pauses=2', '--test_samples=0', f'--out_dir={tmp_path}']
     assert run_here('train.py', *flags)[0] == 0
     assert checkpoint_in(tmp_path)['iter_num'] == 6
-
-
-# --- votes ---
-
-def test_most_votes_count(monkeypatch):
-    """Of five passes, two play an A and three a B in the first example; all agree in the second."""
-    a, b = play_text('A')[None], play_text('B')[None]
-    S = 3200
-    a, b = F.pad(a, (0, S))[:, :S], F.pad(b, (0, S))[:, :S]
-    answers = [a, b, b, a, b]
-    asked = []
-
-    def one_pass(model, question, heard, lengths):
-        later = int((question[0] != 0).nonzero()[0])  # a shifted question begins with silence
-        played = torch.cat([answers[len(asked)], a])[:len(question)]
-        asked.append(len(question))
-        return F.pad(played, (later, question.shape[1] - S - later)), None
-
-    monkeypatch.setattr(think, 'one_pass', one_pass)
-    model = tiny_model()
-    question = torch.ones(2, S)
-    heard = model.spectrum.stft(question)
-    played, _ = think.vote(model, question, heard, torch.tensor([S, S]), 5)
-    assert asked == [2, 2, 1, 1, 1]
-    assert transcribe(played) == ['B', 'A']
-    asked.clear()
-    played, _ = think.vote(model, question, heard, torch.tensor([S, S]), 1)
-    assert transcribe(played) == ['A', 'A']
-    assert asked == [2]

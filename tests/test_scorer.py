@@ -192,7 +192,7 @@ def test_logits_are_read_where_the_tones_are(monkeypatch):
 
 def plays(monkeypatch, *texts):
     """Let every model, asked one question, play these texts one after the other"""
-    def conversation(model, question, lengths, think, votes=1, hurry=True):
+    def conversation(model, question, lengths, think, hurry=True):
         n_samples = question.shape[1]
         for text in texts[:think]:
             wave = F.pad(play_text(text), (0, n_samples))[None, :n_samples]

@@ -31,11 +31,11 @@ def plays(monkeypatch, change):
     """Let every model play what it hears, changed by change(wave (1, S), its tones)"""
     heard = []
 
-    def vote(model, question, spectrum, lengths, votes):
+    def one_pass(model, question, spectrum, lengths):
         heard.append(transcribe(question)[0])
         return change(question.clone(), find_tones(question)), None
 
-    monkeypatch.setattr(think, 'vote', vote)
+    monkeypatch.setattr(think, 'one_pass', one_pass)
     return heard
 
 
@@ -70,7 +70,7 @@ def test_a_slow_player_is_heard_as_many_tones(sound):
 def test_what_changes_at_the_beginning_counts(monkeypatch):
     model, tape, lengths = asked()
     heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
-    played, sure, _ = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    played, sure, _ = brief_pass(model, tape, lengths, torch.tensor([True]))
     assert len(heard) == 2 and len(heard[0]) < len(heard[1]) < len(DIGITS)
     assert sure.all()
     assert transcribe(played) == [DIGITS[:1] + DIGITS[2:]]
@@ -87,7 +87,7 @@ def test_what_changes_at_the_beginning_counts(monkeypatch):
 def test_what_changes_elsewhere_does_not(monkeypatch, change):
     model, tape, lengths = asked()
     plays(monkeypatch, change)
-    played, sure, _ = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    played, sure, _ = brief_pass(model, tape, lengths, torch.tensor([True]))
     assert not sure.any()
     assert torch.equal(played, tape)
 
@@ -97,7 +97,7 @@ def test_short_lines_and_noisy_ones_are_heard_whole(monkeypatch, text, noise):
     model, tape, lengths = asked(text)
     tape = tape + noise * torch.randn(tape.shape, generator=gen())
     heard = plays(monkeypatch, lambda wave, tones: silent(wave, tones, 1))
-    _, sure, tried = brief_pass(model, tape, lengths, 1, torch.tensor([True]))
+    _, sure, tried = brief_pass(model, tape, lengths, torch.tensor([True]))
     assert not heard and not sure.any() and not tried.any()
 
 
@@ -126,10 +126,10 @@ def test_what_is_cut_is_not_mistaken_for_another_divisor(monkeypatch, text):
             raise ValueError
         return TASKS['mod'].next_line(torch.tensor([encode(heard)]))[0].tolist()
 
-    def vote(model, question, heard, lengths, votes):
+    def one_pass(model, question, heard, lengths):
         return called(next_row, question), None
 
-    monkeypatch.setattr(think, 'vote', vote)
+    monkeypatch.setattr(think, 'one_pass', one_pass)
     *_, (answer, _) = conversation(tiny_model(), play_text(text)[None], think=300)
     assert transcribe(answer) == [TASKS['mod'].solve(text)]
 
@@ -198,20 +198,20 @@ def test_a_model_calls_until_nothing_is_left_to_divide(monkeypatch):
     model.tool = TASKS['calculator'].tool
     question = play_text('987%65%7')[None]
 
-    def vote(model, question, heard, lengths, votes):
+    def one_pass(model, question, heard, lengths):
         return called(lambda text: encode(text.replace('%', '=', 1)), question), None
 
-    monkeypatch.setattr(think, 'vote', vote)
+    monkeypatch.setattr(think, 'one_pass', one_pass)
     texts = [transcribe(answer)[0] for answer, _ in conversation(model, question, think=9)]
     assert texts == ['12%7', '5', '5']
 
 
 def test_who_may_call_is_answered_in_validation_and_afterwards(tmp_path, monkeypatch):
     """Every question is played as a call of its own division."""
-    def vote(model, question, heard, lengths, votes):
+    def one_pass(model, question, heard, lengths):
         return called(lambda text: encode(text.replace('%', '=', 1)), question), None
 
-    monkeypatch.setattr(think, 'vote', vote)
+    monkeypatch.setattr(think, 'one_pass', one_pass)
     names = ['calculator']
     found = score.validate(tiny_model(), names, names, 20, 1, 'cpu', 9, 'clean', 1)
     assert found['val']['calculator'] == 1
@@ -248,10 +248,10 @@ def test_a_model_that_says_so_is_not_asked_again(monkeypatch):
     model, tape, lengths = asked('9876')
     says = iter([-1.0, 2.0, -1.0])
 
-    def vote(model, question, heard, lengths, votes):
+    def one_pass(model, question, heard, lengths):
         return silent(question.clone(), find_tones(question), 0), torch.tensor([next(says)])
 
-    monkeypatch.setattr(think, 'vote', vote)
+    monkeypatch.setattr(think, 'one_pass', one_pass)
     *_, (answer, passes) = conversation(model, tape, lengths, think=3)
     assert transcribe(answer) == ['76'] and passes.tolist() == [2]
     says = iter([-1.0, 2.0, -1.0])
