@@ -49,7 +49,6 @@ class JMambaConfig:
     patch: int = 5          # frames in a token: 50 ms, three tokens a symbol
     halting: bool = False   # one more head says whether what is played is the answer
     freeze: bool = True     # the Mamba-2 states stand still while nothing sounds
-    turning: bool = False   # the Mamba-2 states turn, by angles that depend on what is heard
     pointer: bool = True    # False: every frame is generated
     points_at: str = 'same'  # which time, with commas: same, end (backwards), again (see elsewhere)
     layer: str = 'mamba2'   # of encoder and decoder; in baselines.py: transformer, lstm, attention
@@ -252,25 +251,13 @@ def gate_and_norm(y, z):
     return F.rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2)
 
 
-def turned(x, angle):
-    """Pairs of (B, T, N), the first half with the second, turned by angles (B, T, N / 2)"""
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd, turns=None):
+def mixer(zxBCdt, pace, weight, bias, dt_bias, A, D, P, N, scan=ssd):
     """All of a Mamba-2 layer between its two projections, with any scan(x, dt, A, B, C):
-    (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton. The state turns by the angles
-    turns (B, T, N / 2), if they are given (after Mamba-3: Lahoti et al., 2026,
-    arXiv:2603.15569)."""
+    (B, T, W) -> (B, T, HP). kernels.ShortMixer is the same in Triton."""
     H = len(A)
     z, xBC, dt = zxBCdt.tensor_split((H * P, 2 * (H * P + N)), -1)
     dt = F.softplus(dt[..., :H].float() + dt_bias) * pace
     x, B, C = causal_conv(xBC, weight, bias).split([H * P, N, N], -1)
-    if turns is not None:  # turning what goes in and what comes out is turning the state
-        angle = turns.cumsum(1)
-        B, C = turned(B, angle), turned(C, angle)
     x = x.unflatten(-1, (H, P))  # (B, T, H, P)
     return gate_and_norm(scan(x, dt, A, B, C) + D[:, None] * x, z)
 
@@ -285,7 +272,7 @@ class Mamba2(nn.Module):
         n_heads = c.d_inner // c.head_dim
         self.forever = round(c.counting * n_heads)  # heads with A = 0: nothing ever goes out
         d_conv = c.d_inner + 2 * c.d_state
-        width = c.d_inner + d_conv + n_heads + c.turning * c.d_state // 2
+        width = c.d_inner + d_conv + n_heads
         self.norm = nn.RMSNorm(c.d_model)
         # GPUs are slow at widths that are no multiple of 8; what is added is not used.
         self.in_proj = nn.Linear(c.d_model, width + -width % 8, bias=False)
@@ -305,13 +292,9 @@ class Mamba2(nn.Module):
         zxBCdt = self.in_proj(self.norm(u))
         inputs = (zxBCdt, pace, self.conv_weight, self.conv_bias, self.dt_bias, self.A(), self.D,
                   c.head_dim, c.d_state)
-        if c.ssd == 'auto' and not c.turning and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
+        if c.ssd == 'auto' and short_mixer_fits(zxBCdt, c.head_dim, c.d_state):
             return u + self.project(ShortMixer.apply(*inputs))
-        turns = None
-        if c.turning:
-            last = len(self.dt_bias) + 2 * c.d_inner + 2 * c.d_state
-            turns = zxBCdt[..., last:last + c.d_state // 2].float().tanh() * math.pi * pace
-        return u + self.project(mixer(*inputs, self.scan(u), turns))
+        return u + self.project(mixer(*inputs, self.scan(u)))
 
     def scan(self, u):
         """The fastest scan for u (B, T, D)"""

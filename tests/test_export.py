@@ -105,7 +105,7 @@ def test_silence_stays_silent(release):
 
 
 def test_other_settings_can_be_exported():
-    model = tiny_model(points_at='same,end,again', turning=True).half().float()
+    model = tiny_model(n_encoder=1, n_decoder=2, points_at='same,end,again').half().float()
     session = session_of(export.exportable(model))
     # Untrained, it plays noise; in longer questions the phase of that is left to rounding.
     for text in ('V', 'ABC', 'CABB'):
