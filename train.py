@@ -52,7 +52,7 @@ overwrite = False        # remove what an earlier run left in out_dir
 init_from = 'scratch'    # or resume; or weights to go on from: release, or the folder of a run
 # data
 tasks = 'mirror'         # some of tasks/, with a comma between them
-mix = 'error'            # draw tasks by what validation gets wrong; or staged; or by shares: 1,1,2
+mix = 'error'            # draw tasks by what validation gets wrong; or by shares: 1,1,2
 mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
 difficulty = 1.0         # of training and validation, from 0 to 1: lengths, digits
 curriculum = 0.0         # share of the updates in which the difficulty rises up to there
@@ -99,7 +99,7 @@ world = int(os.environ.get('WORLD_SIZE', 1))
 names = names_of(config, 'tasks', TASKS) or fail(f"tasks are some of {', '.join(TASKS)}")
 spoken = names_of(config, 'aloud', [t for t in names if TASKS[t].working])
 pauses_of = for_each(config, 'pauses', names, int)
-shares = None if mix in ('error', 'staged') else for_each(config, 'mix', names, float)
+shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hiding = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
 choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
@@ -355,8 +355,6 @@ while iter_num < max_iters and not ended:
     # --- step ---
     done = 1
     odds = shares or {t: max(wrong[t], mix_floor) for t in names}
-    if mix == 'staged':
-        odds = {t: float(t == names[iter_num * len(names) // max_iters]) for t in names}
     task = turns.choices(names, [odds[t] for t in names])[0]
     if curriculum:
         level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))

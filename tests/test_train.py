@@ -140,13 +140,6 @@ def test_weights_go_on_with_another_task(trained, tmp_path, capsys):
     assert (trained / 'ckpt.pt').read_bytes() == before
 
 
-def test_tasks_come_one_after_another(tmp_path):
-    flags = [*ALL_TASKS, '--max_iters=9', '--eval_interval=9', '--log_interval=1', '--think=1',
-             '--batch_size=2', '--eval_samples=1', '--mix=staged']
-    assert train_here(*flags, f'--out_dir={tmp_path}') == 0
-    assert log_of(tmp_path, 'task') == 3 * ['mirror'] + 3 * ['bracket'] + 3 * ['mod']
-
-
 def test_what_is_easy_is_trained_and_validated_alone(tmp_path, monkeypatch):
     asked = []
 
