@@ -53,7 +53,6 @@ init_from = 'scratch'    # or resume; or weights to go on from: release, or the 
 # data
 tasks = 'mirror'         # some of tasks/, with a comma between them
 mix = 'error'            # draw tasks by what validation gets wrong; or by shares: 1,1,2
-mix_floor = 0.1          # error that a task counts as having at least, so that none is forgotten
 difficulty = 1.0         # of training and validation, from 0 to 1: lengths, digits
 curriculum = 0.0         # share of the updates in which the difficulty rises up to there
 pauses = '0'             # silent slots put into a training question, at most: for all tasks or each
@@ -106,8 +105,8 @@ choices(config, sound=('clean', 'real'), dtype=('auto', 'float32', 'bfloat16'),
         ssd=('auto', 'torch', 'mamba_ssm'), layer=LAYERS, attention=ATTENTION, front=FRONTS)
 bounds(config, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, log_interval=1,
        eval_samples=1, think=1, max_iters=1, warmup_iters=0, test_samples=-1, learning_rate=0,
-       min_lr=0, weight_decay=0, grad_clip=0, mix_floor=1e-3, w_frames=0, w_symbols=0, w_ctc=0,
-       w_so_far=0, w_halt=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
+       min_lr=0, weight_decay=0, grad_clip=0, w_frames=0, w_symbols=0, w_ctc=0, w_so_far=0,
+       w_halt=0, hide=(0, 1), replay=(0, 1), difficulty=(0, 1), curriculum=(0, 1),
        mixed_symbols=(0, 1), seed=SEEDS)
 sizes = {'n_symbols': len(SYMBOLS), 'n_so_far': n_so_far()}
 try:
@@ -354,7 +353,7 @@ while iter_num < max_iters and not ended:
 
     # --- step ---
     done = 1
-    odds = shares or {t: max(wrong[t], mix_floor) for t in names}
+    odds = shares or {t: max(wrong[t], 0.1) for t in names}  # so that none is forgotten
     task = turns.choices(names, [odds[t] for t in names])[0]
     if curriculum:
         level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))

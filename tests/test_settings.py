@@ -142,7 +142,6 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--mix=1,2', 'such as 1, not'),
     ('--mix=0', 'mix must leave a share to one of the tasks'),
     ('--mix=1e308', 'mix takes a number from 0 to 10000'),
-    ('--mix_floor=0', 'mix_floor must be at least 0.001'),
     ('--sound=loud', 'sound is clean or real'),
     ('--aloud=mirror', 'aloud'),
     ('--batch_size=0', 'batch_size must be at least 1'),

@@ -205,9 +205,9 @@ def test_tasks_are_drawn_by_what_is_wrong(tmp_path, monkeypatch):
 
     monkeypatch.setattr(score, 'evaluate', evaluate)
     flags = [*ALL_TASKS, '--max_iters=60', '--eval_interval=30', '--log_interval=1',
-             '--batch_size=2', '--mix_floor=0.2']
+             '--batch_size=2']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
-    first, then = {'mirror': 1, 'bracket': 1, 'mod': 1}, {'mirror': 0.2, 'bracket': 0.5, 'mod': 1}
+    first, then = {'mirror': 1, 'bracket': 1, 'mod': 1}, {'mirror': 0.1, 'bracket': 0.5, 'mod': 1}
     assert log_of(tmp_path, 'odds') == [first, then]
     turns = log_of(tmp_path, 'task')[30:]
     assert turns.count('mirror') < turns.count('bracket') < turns.count('mod')
