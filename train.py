@@ -80,8 +80,7 @@ w_halt = 0.1             # with halting: of whether the answer is the last line 
 learning_rate = 2e-3     # the highest, after the warm-up
 max_iters = 300          # updates
 warmup_iters = 20        # linear up to learning_rate
-lr_decay_iters = 300     # cosine down to min_lr by then
-min_lr = 2e-4            # the lowest, at the end
+min_lr = 2e-4            # the lowest, to which a cosine leads at the end
 weight_decay = 0.1       # of matrices only
 muon = False             # matrices inside the model move by Muon, all else by AdamW
 grad_clip = 1.0          # 0 turns it off
@@ -305,10 +304,10 @@ def capture_step(task):
 def get_lr(it):
     # 1. Linear warm-up
     warmup = min(1, (it + 1) / (warmup_iters + 1))
-    # 2. Cosine down to min_lr, which it then stays
-    progress = max(0, it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)
+    # 2. Cosine down to min_lr
+    progress = max(0, it - warmup_iters) / max(1, max_iters - warmup_iters)
     above = 0.5 * (learning_rate - min_lr) * (1 + math.cos(math.pi * progress))
-    return (min_lr if it > lr_decay_iters else min_lr + above) * warmup
+    return (min_lr + above) * warmup
 
 
 def validate_and_save():

@@ -10,7 +10,6 @@ batch_size = 64
 learning_rate = 2e-3
 min_lr = 1e-5
 max_iters = 19000
-lr_decay_iters = 19000
 warmup_iters = 100
 eval_interval = 3000
 eval_samples = 200

@@ -11,7 +11,6 @@ batch_size = 32
 learning_rate = 4e-3
 min_lr = 1e-4
 max_iters = 2000
-lr_decay_iters = 2000
 eval_interval = 500
 eval_samples = 50
 log_interval = 50

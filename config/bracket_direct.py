@@ -5,4 +5,3 @@ pauses = '24'
 muon = False
 learning_rate = 1e-3
 max_iters = 12000
-lr_decay_iters = 12000

@@ -7,4 +7,3 @@ replay = 0.0
 muon = False
 learning_rate = 1.5e-3
 max_iters = 9000
-lr_decay_iters = 9000

@@ -7,5 +7,4 @@ replay = 0.25
 muon = True
 learning_rate = 2e-3
 max_iters = 18400
-lr_decay_iters = 18400
 eval_interval = 8000

@@ -12,7 +12,6 @@ min_lr = 1e-4
 weight_decay = 0.0
 warmup_iters = 20
 max_iters = 1200
-lr_decay_iters = 1200
 eval_interval = 1200
 eval_samples = 50
 log_interval = 20

@@ -7,7 +7,6 @@ batch_size = 256
 learning_rate = 1.5e-3
 min_lr = 1e-5
 max_iters = 9000
-lr_decay_iters = 9000
 warmup_iters = 200
 eval_interval = 3000
 eval_samples = 200

@@ -9,7 +9,6 @@ batch_size = 256
 learning_rate = 3e-3
 min_lr = 1e-5
 max_iters = 30000
-lr_decay_iters = 30000
 warmup_iters = 200
 eval_interval = 10000
 eval_samples = 200

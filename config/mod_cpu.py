@@ -14,7 +14,6 @@ batch_size = 32
 learning_rate = 4e-3
 min_lr = 1e-4
 max_iters = 3000
-lr_decay_iters = 3000
 eval_interval = 1000
 eval_samples = 50
 log_interval = 50

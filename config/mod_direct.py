@@ -6,4 +6,3 @@ hide = 0.0
 muon = False
 batch_size = 512
 max_iters = 14000
-lr_decay_iters = 14000

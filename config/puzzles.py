@@ -5,4 +5,3 @@ aloud = 'logic,dyna,filtro'
 pauses = '6,6,3,0'
 mix = '2,3,2,2'
 max_iters = 12000
-lr_decay_iters = 12000

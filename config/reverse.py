@@ -2,4 +2,3 @@
 tasks = 'reverse'
 points_at = 'same,end'
 max_iters = 200
-lr_decay_iters = 200

@@ -7,4 +7,3 @@ pauses = '0,24,7,6,6,3,0'
 mix = '15,6,43,8,9,8,9'
 learning_rate = 1.4e-3
 max_iters = 80000
-lr_decay_iters = 80000

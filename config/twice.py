@@ -2,4 +2,3 @@
 tasks = 'twice'
 points_at = 'same,again'
 max_iters = 200
-lr_decay_iters = 200

@@ -6,7 +6,6 @@ replay = 0.0
 muon = False
 learning_rate = 1.5e-3
 max_iters = 6000
-lr_decay_iters = 6000
 eval_interval = 2000
 eval_samples = 100
 test_samples = 200

@@ -5,4 +5,3 @@ aloud = 'mod'
 mix = 'error'
 pauses = '7'
 max_iters = 4300
-lr_decay_iters = 4300
