@@ -71,35 +71,6 @@ def rows_in(path):
     return [row for row in rows if isinstance(row, dict)]
 
 
-# --- tests, longer and shorter, and interrupted ones ---
-
-def asked_before(path):
-    """How many questions of a split an earlier test asked at most, whose results lie there; 0 if
-    there was none"""
-    try:
-        with open(path, encoding='utf-8') as f:
-            scores = json.load(f)['scores'].values()
-        return max(r['n'] for splits in scores for r in splits.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return 0
-
-
-def read_part(path, test):
-    """What an interrupted test of this kind has done, {'task split': its results}"""
-    try:
-        with open(path, encoding='utf-8') as f:
-            found = json.load(f)
-        return found['done'] if found['test'] == test else {}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def keep_part(path, test, done):
-    with suppress(OSError):  # the test goes on, and its end says where it cannot write
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_json(path, {'test': test, 'done': done})
-
-
 # --- files that are ours ---
 
 def entry(path):
@@ -157,7 +128,7 @@ def fresh_folder(folder, pattern):
 def clear_results(folder, overwrite):
     """Remove what an earlier training left in a folder, as it must not pass for that of the next.
     ValueError if it may not be overwritten."""
-    results = r'(best|ckpt)\.pt|(scores|sounds|lengths|summary)(_\d+)?\.json'
+    results = r'(best|ckpt)\.pt|(scores|sounds|lengths|summary)\.json'
     found = [name for name in sorted(os.listdir(folder)) if re.fullmatch(results, name)]
     if found and not overwrite:
         raise ValueError(f"{folder} holds an earlier run ({', '.join(found)}): go on with it by "

@@ -31,16 +31,7 @@ from checkpoint import load_checkpoint, results_of
 from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from results import (
-    asked_before,
-    fresh_folder,
-    keep_part,
-    note_as_ours,
-    provenance,
-    read_part,
-    write_json,
-    write_ours,
-)
+from results import fresh_folder, note_as_ours, provenance, write_json, write_ours
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken, tool_of
 from think import conversation, reply, with_silence
 from transcribe import find_tones, transcribe
@@ -351,14 +342,11 @@ if __name__ == '__main__':
     device = 'auto'         # auto, cpu, cuda, mps
     verbose = False         # a row for each tone of a WAV file; every mistake of a checkpoint
     errors = False          # sort the mistakes: a table, errors.jsonl, the sounds of the first ones
-    resume = False          # go on with a test that was interrupted
     sound = 'clean'         # or how it is asked instead: see SOUNDS in conditions.py; or all
     wavs = [a for a in sys.argv[1:] if not a.startswith('-') and not a.endswith('.py')]
     configure(globals(), [a for a in sys.argv[1:] if a not in wavs])
     bounds(globals(), num_samples=1, think=1, seed=SEEDS)
     choices(globals(), sound=(*SOUNDS, 'all'))
-    if resume and errors:
-        fail("resume keeps no sounds of mistakes: leave out errors, or resume")
     try:
         for path in wavs:
             hear_file(path, verbose, len(wavs) > 1)
@@ -376,29 +364,12 @@ if __name__ == '__main__':
     if not any(tests.values()):
         fail(f"no split {split!r}; {names[-1]} has {', '.join(TASKS[names[-1]].splits)}")
 
-    # Where the results go: a longer test is never replaced by a shorter one.
+    # Where the results go
     folder = results_of(out_dir, init_from)
     kinds = {('all', 'clean'): 'scores', ('all', 'all'): 'sounds', ('lengths', 'clean'): 'lengths'}
     kind = '' if tasks else kinds.get((split, sound), '')
     named = '_'.join(x for x in ('errors', split, sound, tasks) if x not in ('all', 'clean', ''))
-    longest, suffix = 0, ''
-    if kind:
-        longest = asked_before(os.path.join(folder, kind + '.json'))
-    elif errors and os.path.exists(os.path.join(folder, named + '.jsonl')):
-        longest = 1000  # perhaps: mistakes do not tell
-    if num_samples < longest:
-        suffix = f'_{num_samples}'
-        print(f"results go to files with {suffix}: there are some of {longest:,} questions each")
-
     how = {'brief': brief, 'halting': halting}
-    # What is done already is kept beside the results until all is done.
-    part = os.path.join(folder, f'{kind or named}{suffix}.part.json')
-    test = {'split': split, 'sound': sound, 'num_samples': num_samples, 'seed': seed,
-            'think': think, **how, 'tool': tool, 'iterations': checkpoint['iter_num'],
-            'checkpoint': checkpoint.get('provenance')}
-    done = read_part(part, test) if resume else {}
-    if resume:
-        print(f"{len(done)} splits have been asked before")
 
     scores, mistakes, t0 = {}, [], time.time()
     print(f"{'task':8} {'split':14} {'questions':>9} {'distinct':>8} {'exact match':>11} "
@@ -406,13 +377,8 @@ if __name__ == '__main__':
     for task in names:
         passes = think if task in trained_on['aloud'].split(',') else 1
         for name, (of, played, more) in tests[task].items():
-            key = f'{task} {name}'
-            if key not in done:
-                done[key] = evaluate(model, task, of, num_samples, seed, device, passes, played,
-                                     errors, how, **more)
-                if not errors:
-                    keep_part(part, test, done)
-            r = done[key]
+            r = evaluate(model, task, of, num_samples, seed, device, passes, played, errors, how,
+                         **more)
             print_row(task, name, r, verbose)
             mistakes += r['mistakes']
             kept = {k: v for k, v in r.items() if k != 'mistakes'}
@@ -431,17 +397,15 @@ if __name__ == '__main__':
             contents = {'scores': scores, 'seed': seed, 'think': think, **how, 'tool': tool,
                         'iterations': checkpoint['iter_num'], 'seconds': checkpoint.get('seconds'),
                         'checkpoint': checkpoint.get('provenance'), **provenance()}
-            write_json(os.path.join(folder, kind + suffix + '.json'), contents)
+            write_json(os.path.join(folder, kind + '.json'), contents)
         rows = graded(scores) if kind == 'scores' else []
         if rows:  # one table with what ask.py asks others
             found = summarize(folder if init_from == 'out_dir' else init_from, folder, rows)
             found['questions'] = 'tones'
-            write_json(os.path.join(folder, f'summary{suffix}.json'), found)
+            write_json(os.path.join(folder, 'summary.json'), found)
             show(found)
         if errors:
-            write_errors(mistakes, folder, named + suffix)
-        if os.path.exists(part):
-            os.remove(part)
+            write_errors(mistakes, folder, named)
     except ValueError as e:
         fail(e)
     except OSError as e:

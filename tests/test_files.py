@@ -3,12 +3,10 @@ Files that are broken, missing, malicious or half written: a sentence, and nothi
 
 $ python -m pytest tests/test_files.py
 """
-import json
 import os
 import random
 import re
 import resource
-import shutil
 import struct
 import subprocess
 import sys
@@ -389,19 +387,3 @@ def test_a_person_keeps_their_files(script, flags, name, tmp_path, capsys):
     path.unlink()
     for _ in range(2):  # what it wrote itself, it may replace
         output(capsys, script, *flags, f'--{where}={tmp_path}')
-
-
-def test_a_longer_test_is_not_replaced_by_a_shorter(tmp_path, trained, capsys):
-    shutil.copy(trained / 'best.pt', tmp_path)
-    flags = [f'--out_dir={tmp_path}', '--device=cpu', '--errors=true']
-    output(capsys, 'score.py', *flags, '--num_samples=3')
-    names = sorted(os.listdir(tmp_path))
-    before = {name: (tmp_path / name).read_bytes() for name in names if '.json' in name}
-    assert {'scores.json', 'errors.jsonl'} <= set(before)
-    assert 'there are some of 3 questions' in output(capsys, 'score.py', *flags, '--num_samples=2')
-    for name, contents in before.items():
-        assert (tmp_path / name).read_bytes() == contents
-        short = (tmp_path / name.replace('.json', '_2.json')).read_text()
-        assert short and short.encode() != contents
-    output(capsys, 'score.py', *flags, '--num_samples=4')
-    assert json.loads((tmp_path / 'scores.json').read_text())['scores']['mirror']['iid']['n'] == 4

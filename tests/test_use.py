@@ -4,7 +4,6 @@ Nothing is lost in use: lost output, signals, other devices, weights as safetens
 $ python -m pytest tests/test_use.py
 """
 import fcntl
-import json
 import os
 import pty
 import random
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import suppress
 
 import pytest
 import torch
@@ -152,28 +150,6 @@ def test_a_stop_during_validation_ends_soon_and_is_made_up_for(tmp_path):
 # --- what is killed ---
 
 KILLS = int(os.environ.get('KILLS', 3))  # of each script; tests/test_train.py kills training
-
-
-def test_a_test_that_is_killed_goes_on(trained, tmp_path):
-    shutil.copy(trained / 'best.pt', tmp_path)
-    flags = [f'--out_dir={tmp_path}', '--num_samples=50', '--device=cpu']
-    run('score.py', *flags)
-    scores = tmp_path / 'scores.json'
-    whole = json.loads(scores.read_text())['scores']
-    scores.unlink()
-    part = tmp_path / 'scores.part.json'
-    rng = random.Random(0)
-    for _ in range(KILLS):
-        scores.unlink(missing_ok=True)
-        p = begin('score.py', *flags, '--resume=true')
-        with suppress(subprocess.TimeoutExpired):
-            p.wait(rng.uniform(2, 5))
-        p.kill()
-        p.communicate()
-    scores.unlink(missing_ok=True)
-    run('score.py', *flags, '--resume=true')
-    assert json.loads(scores.read_text())['scores'] == whole
-    assert not part.exists() and not list(tmp_path.glob('*.tmp'))
 
 
 def test_listening_that_is_killed_leaves_whole_files(tmp_path):
