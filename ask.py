@@ -37,7 +37,7 @@ from configurator import (
 # isort: split
 from tqdm import tqdm
 
-from results import hold, rows_in, write_json, write_whole
+from results import claim, rows_in, write_json, write_whole
 from words import PUZZLES, draw_of, in_words, question, show, summarize
 
 try:
@@ -309,7 +309,7 @@ def key_of():
 def open_folder(folder, settings, every):
     """Make or lock a folder -> the rows of an earlier run of the same questions"""
     path, state_path = (os.path.join(folder, name) for name in ('results.jsonl', 'state.json'))
-    hold(folder)
+    claim(folder)
     if os.path.exists(state_path):
         with open(state_path, encoding='utf-8') as f:
             state = json.load(f)

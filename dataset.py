@@ -16,7 +16,7 @@ from tqdm import tqdm
 from configurator import names_of
 from files import SAMPLE_RATE, write_wav
 from prepare import split_batches
-from results import fresh_folder, hold, must_be_ours, note_as_ours, write_ours
+from results import claim, clear, write_whole
 from tasks import TASKS, decode, split_names
 from words import PUZZLES, draw_of, question
 
@@ -56,8 +56,8 @@ def write_sounds(task, split, num_samples, out_dir, seed):
     if not names:
         raise ValueError(f"{task} has no split {split!r}; it has {', '.join(TASKS[task].splits)}")
     folder = os.path.join(out_dir, task, split)
-    hold(folder)
-    fresh_folder(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
+    claim(folder)
+    clear(folder, r'\d{6}_(question|answer)\.wav|metadata\.jsonl')
     rows = []
     for i, name in enumerate(names):
         share = len(range(i, num_samples, len(names)))
@@ -66,9 +66,7 @@ def write_sounds(task, split, num_samples, out_dir, seed):
                 question = f'{len(rows):06d}_question.wav'
                 answer = f'{len(rows):06d}_answer.wav'
                 for file, sound in ((question, b.question), (answer, b.answer)):
-                    path = os.path.join(folder, file)
-                    write_wav(path, sound[j, :n])
-                    note_as_ours(path)
+                    write_wav(os.path.join(folder, file), sound[j, :n])
                 rows.append({
                     'question_file_name': question,
                     'answer_file_name': answer,
@@ -80,7 +78,7 @@ def write_sounds(task, split, num_samples, out_dir, seed):
                     'seed': seed,
                 })
     text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
-    write_ours(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text))
+    write_whole(os.path.join(folder, 'metadata.jsonl'), lambda f: f.write(text))
     print(f"wrote {len(rows)} questions and answers and metadata.jsonl to {folder}")
 
 
@@ -149,9 +147,7 @@ def write_text(config):
             print(f"{row['task']}, level {row['difficulty']}: {row['input_text']} {row['target']}")
         return
 
-    hold(folder)
-    paths = [os.path.join(folder, name) for name in FILES]
-    must_be_ours(paths, folder)
+    claim(folder)
     unfinished = tempfile.mkdtemp(prefix='.unfinished-', dir=folder)
     try:
         counts, tokens = write_rows(unfinished, names, total, weights, ratios, seed)
@@ -170,9 +166,8 @@ def write_text(config):
         for name, text in (('metadata.json', json.dumps(about, indent=1)), ('README.md', card)):
             with open(os.path.join(unfinished, name), 'w', encoding='utf-8') as f:
                 f.write(text)
-        for path in paths:
-            os.replace(os.path.join(unfinished, os.path.basename(path)), path)
-            note_as_ours(path)
+        for name in FILES:
+            os.replace(os.path.join(unfinished, name), os.path.join(folder, name))
     finally:
         shutil.rmtree(unfinished)
     print(f"wrote {by_part.total():,} questions, {tokens:,} tokens, to {folder}")

@@ -1,5 +1,5 @@
 """
-Results on disk: written whole, by one run at a time, and never in the place of a person's own file.
+Results on disk: written whole, by one run at a time, and never into a person's own folder.
 """
 import errno
 import json
@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import zlib
 from contextlib import suppress
 from importlib.metadata import version
 
@@ -19,7 +18,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WRITTEN = '.written'  # the list, in each folder, of the files that these scripts wrote there
+MARK = '.jericho'  # an empty file, in every folder that this program has made
 
 
 def provenance():
@@ -71,59 +70,39 @@ def rows_in(path):
     return [row for row in rows if isinstance(row, dict)]
 
 
-# --- files that are ours ---
+# --- folders: of our own, and of one run at a time ---
 
-def entry(path):
-    """A file's line in the list: its checksum, which changes if a person changes it, and name"""
-    checksum = 0
-    with open(path, 'rb') as f:
-        while block := f.read(2 ** 20):
-            checksum = zlib.crc32(block, checksum)
-    return f'{checksum:08x} {os.path.basename(path)}'
+holding = []  # locks, each an open file; they end with the process, however it ends
 
 
-def listed(folder):
-    try:
-        with open(os.path.join(folder, WRITTEN), encoding='utf-8', errors='replace') as f:
-            return set(f.read().splitlines())
-    except FileNotFoundError:
-        return set()
-
-
-def must_be_ours(paths, folder):
-    """ValueError if these scripts did not write one of these files of a folder, as far as there are
-    such"""
-    there = [path for path in paths if os.path.exists(path)]
-    ours = listed(folder) if there else set()
-    for path in there:
-        if os.path.isdir(path) or entry(path) not in ours:
-            raise ValueError(f"{path} is in the way: this program did not write it, or it has been "
-                             "changed since; move it, or write elsewhere")
-
-
-def note_as_ours(path):
-    with open(os.path.join(os.path.dirname(path), WRITTEN), 'a', encoding='utf-8') as f:
-        f.write(entry(path) + '\n')
-
-
-def write_ours(path, write):
-    """write_whole, but never over a file that is not ours: ValueError"""
-    must_be_ours([path], os.path.dirname(path))
-    write_whole(path, write)
-    note_as_ours(path)
-
-
-def fresh_folder(folder, pattern):
-    """Make a folder, or remove the files whose whole name fits the pattern: those of an earlier,
-    perhaps larger set. ValueError, and all stays as it is, if one of them is not ours."""
+def claim(folder):
+    """Make a folder, mark it as one that this program made, and hold it for this process, so that
+    no other run writes to it. ValueError if another run holds it, or if it has files and no mark:
+    these are somebody's own."""
     os.makedirs(folder, exist_ok=True)
-    paths = [os.path.join(folder, n) for n in os.listdir(folder) if re.fullmatch(pattern, n)]
-    must_be_ours(paths, folder)
-    for path in paths:
-        os.remove(path)
+    mark = os.path.join(folder, MARK)
+    theirs = [name for name in os.listdir(folder) if not name.startswith('.')]
+    if theirs and not os.path.exists(mark):
+        raise ValueError(f"{folder} has files that this program did not make; give another folder, "
+                         "or one that is empty or not there yet")
+    lock = open(mark, 'a')
+    try:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ValueError(f"another run writes to {folder} now; wait for its end, or write "
+                         "elsewhere") from None
+    holding.append(lock)
 
 
-# --- one run at a time ---
+def clear(folder, pattern):
+    """Remove from a claimed folder the files whose whole name fits the pattern: those of an
+    earlier, perhaps larger set"""
+    for name in os.listdir(folder):
+        if re.fullmatch(pattern, name):
+            os.remove(os.path.join(folder, name))
+
 
 def clear_results(folder, overwrite):
     """Remove what an earlier training left in a folder, as it must not pass for that of the next.
@@ -134,22 +113,4 @@ def clear_results(folder, overwrite):
         raise ValueError(f"{folder} holds an earlier run ({', '.join(found)}): go on with it by "
                          "--init_from=resume, replace it by --overwrite=true, or give another "
                          "--out_dir")
-    for name in found:
-        os.remove(os.path.join(folder, name))
-
-
-holding = []  # locks, each an open file; they end with the process, however it ends
-
-
-def hold(folder):
-    """Make a folder and hold it for this process. ValueError if another one holds it."""
-    os.makedirs(folder, exist_ok=True)
-    lock = open(os.path.join(folder, '.lock'), 'w')
-    try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise ValueError(f"another run writes to {folder} now; wait for its end, or write "
-                         "elsewhere") from None
-    holding.append(lock)
+    clear(folder, results)

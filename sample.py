@@ -43,7 +43,7 @@ from figures import spectrogram
 from files import STREAM_BLOCK, read_stream, read_wav, write_wav
 from listen import WAIT, conversations, first_question, skip, with_room, without_room
 from prepare import SAMPLE_RATE, play_text, split_batches
-from results import fresh_folder, hold, note_as_ours, write_ours
+from results import claim, clear, write_whole
 from tasks import TASKS, decode, solve, split_names, task_of
 from think import conversation
 from transcribe import transcribe
@@ -129,7 +129,7 @@ passes_at_most = think if aloud else 1  # a model that works aloud decides itsel
 def save(name, sound):
     """Write a sound (S,) to sample_dir -> its path without .wav"""
     path = os.path.join(sample_dir, name)
-    write_ours(path + '.wav', partial(write_wav, wave=sound))
+    write_whole(path + '.wav', partial(write_wav, wave=sound))
     return path
 
 
@@ -167,8 +167,8 @@ if listen:
     print(f"listening; a question is over when it has been silent for {WAIT} s, or for twice as "
           "long as its gaps; Ctrl-C ends this", flush=True)
     try:
-        hold(sample_dir)
-        fresh_folder(sample_dir, FILES)
+        claim(sample_dir)
+        clear(sample_dir, FILES)
         n = answer_stream(blocks)
     except ValueError as e:
         fail(e)
@@ -207,8 +207,8 @@ ROW = '''<div class="row">
 MOST_PASSES = 64  # of a question, that are written
 page, n_right = '', 0
 try:
-    hold(sample_dir)
-    fresh_folder(sample_dir, FILES)
+    claim(sample_dir)
+    clear(sample_dir, FILES)
     for i, (wave, asked, wanted) in enumerate(questions):
         answers = {}  # by pass; of many, every second, fourth, ...
         thought = conversation(model, wave[None].to(device), think=passes_at_most)
@@ -242,7 +242,6 @@ try:
             name = f'{i:03d}_{name}'
             path = save(name, sound)
             spectrogram([('', sound)], path + '.png')
-            note_as_ours(path + '.png')
             page += ROW.format(label=label, text=html.escape(text) or 'nothing', name=name,
                                width=round(12 * len(sound) / SAMPLE_RATE))
         page += '</section>\n'
@@ -250,7 +249,7 @@ try:
     page += f'<p>{n_right} of {known} right, '
     page += f'as played by the model in {html.escape(folder)}.</p>\n'
     path = os.path.join(sample_dir, 'index.html')
-    write_ours(path, lambda f: f.write((HEAD + page).encode()))
+    write_whole(path, lambda f: f.write((HEAD + page).encode()))
 except ValueError as e:
     fail(e)
 except OSError as e:

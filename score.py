@@ -31,7 +31,7 @@ from checkpoint import load_checkpoint, results_of
 from conditions import SOUNDS, change
 from configurator import SEEDS, bounds, choices, configure, fail, pick_device
 from prepare import LOWEST, SAMPLE_RATE, SPACING
-from results import fresh_folder, note_as_ours, provenance, write_json, write_ours
+from results import claim, clear, provenance, write_json, write_whole
 from tasks import NO_SYMBOL, REST, TASKS, decode, split_names, taken, tool_of
 from think import conversation, reply, with_silence
 from transcribe import find_tones, transcribe
@@ -237,15 +237,15 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level):
 def write_errors(mistakes, folder, name):
     """Write mistakes to folder/name.jsonl, the sounds of the first ones to folder/name/, and print
     what kinds there are"""
-    fresh_folder(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
+    claim(os.path.join(folder, name))
+    clear(os.path.join(folder, name), r'\d+_(question|answer)\.wav')
     for i, m in enumerate(mistakes):
         for kind, sound in zip(('question', 'answer'), m.pop('sounds', ()), strict=False):
             m[kind] = f'{name}/{i:03d}_{kind}.wav'
             files.write_wav(os.path.join(folder, m[kind]), sound)
-            note_as_ours(os.path.join(folder, m[kind]))
     path = os.path.join(folder, name + '.jsonl')
     text = ''.join(json.dumps(m) + '\n' for m in mistakes).encode()
-    write_ours(path, lambda f: f.write(text))
+    write_whole(path, lambda f: f.write(text))
     print(f"\nwrote {len(mistakes)} mistakes to {path}, the first ones' sounds to {folder}/{name}")
 
     def count(rows, key):

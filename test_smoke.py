@@ -119,7 +119,7 @@ def test_sample_answers_a_question_through_a_pipe_when_it_ends(trained, tmp_path
     # As a recorder writes the header, that does not know how long the sound will be
     data[4:8] = data[40:44] = b'\xff' * 4
     command = [sys.executable, path_of('sample.py'), f'--out_dir={trained.folder}', '--wav=-',
-               f'--sample_dir={tmp_path}']
+               f'--sample_dir={tmp_path / "samples"}']
     p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     p.stdin.write(data)
     p.stdin.flush()  # and the pipe stays open

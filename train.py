@@ -38,7 +38,7 @@ from losses import hide_from, last_line, losses
 from model import CrossAttention, JMambaConfig, Mamba2, SelfAttention
 from optimizer import make_optimizer
 from replay import begin, go_on, new_frames, with_replay
-from results import clear_results, hold, provenance, write_whole
+from results import claim, clear_results, provenance, write_whole
 from score import validate
 from tasks import SYMBOLS, TASKS, n_so_far, taken
 
@@ -156,7 +156,7 @@ try:
         if init_from != 'resume' and os.path.realpath(folder) == os.path.realpath(out_dir):
             fail(f"{folder} would be overwritten: give another --out_dir, or --init_from=resume")
     if not rank:
-        hold(out_dir)
+        claim(out_dir)
         if init_from != 'resume':
             clear_results(out_dir, overwrite)
     log_path = os.devnull if rank else os.path.join(out_dir, 'log.jsonl')

@@ -98,7 +98,7 @@ def refusal(capsys, script, *flags, code=2):
 
 
 def files_in(folder):
-    """What a person sees in a folder: no lock, no list of what was written"""
+    """What a person sees in a folder: no mark"""
     return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
 
 

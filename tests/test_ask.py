@@ -17,6 +17,7 @@ import pytest
 
 import words
 from files import read_wav
+from results import MARK
 from score import transcribe
 from tasks import TASKS
 from tests.helpers import is_png, output, path_of, refusal, rows_of, run_here
@@ -210,7 +211,7 @@ def test_what_was_not_answered_does_not_count_as_wrong(ask, tmp_path):
 
 def test_one_run_at_a_time_uses_a_folder(ask, tmp_path):
     fcntl = pytest.importorskip('fcntl')
-    with open(tmp_path / '.lock', 'w') as held:
+    with open(tmp_path / MARK, 'w') as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         code, text = ask('--tasks=logic')
     assert code == 1 and 'another run writes to' in text and not Server.asked

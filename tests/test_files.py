@@ -21,7 +21,7 @@ from scipy.signal import resample_poly
 from checkpoint import load_checkpoint
 from files import read_wav, write_wav
 from prepare import play_text
-from results import fresh_folder, hold, holding, note_as_ours, write_ours, write_whole
+from results import MARK, claim, clear, holding, write_whole
 from score import transcribe
 from tests.helpers import ROOT, TRAIN, output, path_of, refusal
 
@@ -304,28 +304,19 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b'after'
 
 
-def test_a_fresh_folder_keeps_the_files_of_others(tmp_path):
+def test_a_folder_of_others_is_refused_and_one_of_ours_used_again(tmp_path):
     pattern = r'\d+_(question|answer)\.wav'
-    for name in ('000_answer.wav', '001_answer.wav', '000_answer.wav.bak', 'my.wav'):
+    names = {'000_answer.wav', '001_answer.wav', '000_answer.wav.bak', 'my.wav'}
+    for name in names:
         (tmp_path / name).write_text('sound')
-    for name in ('000_answer.wav', '001_answer.wav'):
-        note_as_ours(str(tmp_path / name))
-    fresh_folder(str(tmp_path), pattern)
-    kept = ['.written', '000_answer.wav.bak', 'my.wav']
-    assert sorted(os.listdir(tmp_path)) == kept
-
-    # One by a person, and one that a person has changed since
-    for name, contents in (('000_answer.wav', 'mine'), ('001_answer.wav', 'changed')):
-        (tmp_path / name).write_text(contents)
-        with pytest.raises(ValueError, match=f'{name} is in the way'):
-            fresh_folder(str(tmp_path), pattern)
-        with pytest.raises(ValueError, match=f'{name} is in the way'):
-            write_ours(str(tmp_path / name), lambda f: f.write(b'ours'))
-        assert (tmp_path / name).read_text() == contents
-        os.remove(tmp_path / name)
-    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours'))
-    write_ours(str(tmp_path / '000_answer.wav'), lambda f: f.write(b'ours again'))
-    assert (tmp_path / '000_answer.wav').read_text() == 'ours again'
+    with pytest.raises(ValueError, match='has files that this program did not make'):
+        claim(str(tmp_path))
+    assert set(os.listdir(tmp_path)) == names
+    (tmp_path / MARK).touch()
+    claim(str(tmp_path))
+    holding.pop().close()
+    clear(str(tmp_path), pattern)
+    assert set(os.listdir(tmp_path)) == {MARK, '000_answer.wav.bak', 'my.wav'}
 
 
 @pytest.fixture
@@ -334,7 +325,7 @@ def another_run():
     processes = []
 
     def start(folder):
-        code = f'from results import hold; hold({str(folder)!r}); print(); input()'
+        code = f'from results import claim; claim({str(folder)!r}); print(); input()'
         p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, cwd=ROOT)
         processes.append(p)
@@ -350,10 +341,10 @@ def another_run():
 def test_a_lock_ends_with_its_process(tmp_path, another_run):
     p = another_run(tmp_path)
     with pytest.raises(ValueError, match='another run writes to'):
-        hold(str(tmp_path))
+        claim(str(tmp_path))
     p.kill()
     p.wait()
-    hold(str(tmp_path))
+    claim(str(tmp_path))
     holding.pop().close()
 
 
@@ -367,13 +358,11 @@ def test_two_runs_do_not_share_a_folder(script, flags, folder, tmp_path, capsys,
     another_run(tmp_path / folder)
     where = 'sample_dir' if script == 'sample.py' else 'out_dir'
     assert 'another run writes' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
-    assert os.listdir(tmp_path / folder) == ['.lock']
+    assert os.listdir(tmp_path / folder) == [MARK]
 
 
 @pytest.mark.parametrize('script, flags, name', [
-    ('sample.py', ['--init_from=release', '--start=AB'], '001_answer.png'),
-    ('sample.py', ['--init_from=release', '--start=AB'], 'index.html'),
-    ('prepare.py', ['--num_samples=2'], 'mirror/iid/000007_answer.wav'),
+    ('sample.py', ['--init_from=release', '--start=AB'], 'thesis.txt'),
     ('prepare.py', ['--num_samples=2'], 'mirror/iid/metadata.jsonl'),
     ('prepare.py', ['--task=dyna', '--format=text', '--total_tokens=1K'], 'dyna/test.jsonl'),
 ])
@@ -382,7 +371,8 @@ def test_a_person_keeps_their_files(script, flags, name, tmp_path, capsys):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('mine')
     where = 'sample_dir' if script == 'sample.py' else 'out_dir'
-    assert f'{path} is in the way' in refusal(capsys, script, *flags, f'--{where}={tmp_path}')
+    said = refusal(capsys, script, *flags, f'--{where}={tmp_path}')
+    assert f'{path.parent} has files that this program did not make' in said
     assert path.read_text() == 'mine'
     path.unlink()
     for _ in range(2):  # what it wrote itself, it may replace

@@ -22,6 +22,7 @@ import score
 from checkpoint import load_checkpoint
 from model import JMambaConfig, MiniJMamba
 from prepare import play
+from results import MARK
 from tests.helpers import (
     ROOT,
     TRAIN,
@@ -166,6 +167,7 @@ def test_weights_alone_cannot_be_resumed(tmp_path, trained, capsys):
     checkpoint = checkpoint_in(trained)
     del checkpoint['optimizer']
     torch.save(checkpoint, tmp_path / 'ckpt.pt')
+    (tmp_path / MARK).touch()
     flags = [*UNTESTED, f'--out_dir={tmp_path}', '--init_from=resume']
     assert 'it holds weights only, or is damaged' in refusal(capsys, 'train.py', *flags)
 
@@ -173,6 +175,7 @@ def test_weights_alone_cannot_be_resumed(tmp_path, trained, capsys):
 def test_a_run_does_not_pass_off_an_earlier_one(tmp_path, capsys):
     (tmp_path / 'best.pt').write_bytes(b'of an earlier run')
     (tmp_path / 'scores.json').write_text('{}')
+    (tmp_path / MARK).touch()
     said = refusal(capsys, 'train.py', *UNTESTED, f'--out_dir={tmp_path}')
     assert '--init_from=resume' in said and '--overwrite=true' in said
     assert {'best.pt', 'scores.json'} < set(os.listdir(tmp_path))
@@ -181,7 +184,7 @@ def test_a_run_does_not_pass_off_an_earlier_one(tmp_path, capsys):
              '--warmup_iters=0', '--grad_clip=0']
     assert train_here(*flags) == 1
     assert 'learning_rate' in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path)) == ['.lock', 'log.jsonl']
+    assert sorted(os.listdir(tmp_path)) == [MARK, 'log.jsonl']
 
 
 # --- what is trained on ---

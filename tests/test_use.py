@@ -154,7 +154,7 @@ KILLS = int(os.environ.get('KILLS', 3))  # of each script; tests/test_train.py k
 
 def test_listening_that_is_killed_leaves_whole_files(tmp_path):
     rng = random.Random(0)
-    flags = ['--init_from=release', '--listen=true', f'--sample_dir={tmp_path}']
+    flags = ['--init_from=release', '--listen=true', f'--sample_dir={tmp_path / "samples"}']
     sound = torch.cat([F.pad(play_text(text), (8000, 16000)) for text in 20 * ['AB', '7%5', '()']])
     write_wav(str(tmp_path / 'stream.wav'), sound)
     flags.append(f'--wav={tmp_path / "stream.wav"}')
@@ -164,9 +164,9 @@ def test_listening_that_is_killed_leaves_whole_files(tmp_path):
         time.sleep(rng.uniform(0, 0.3))
         p.kill()
         p.wait()
-        for name in files_in(tmp_path):
+        for name in files_in(tmp_path / 'samples'):
             if name.endswith('.wav'):
-                assert len(read_wav(str(tmp_path / name)))
+                assert len(read_wav(str(tmp_path / 'samples' / name)))
 
 
 # --- other devices ---

@@ -155,7 +155,7 @@ def test_a_data_set_that_cannot_be_finished_leaves_nothing_new(tmp_path, capsys)
     flags = ['--format=text', '--task=dyna', '--total_tokens=10K', f'--out_dir={tmp_path}']
     (tmp_path / 'dyna' / 'test.jsonl').mkdir(parents=True)
     assert run_here('prepare.py', *flags)[0] == 2
-    assert 'test.jsonl is in the way' in capsys.readouterr().err
+    assert 'has files that this program did not make' in capsys.readouterr().err
     assert files_in(tmp_path / 'dyna') == ['test.jsonl']
 
 
