@@ -14,10 +14,7 @@ A script imports this module first: --help and mistakes on the command line are 
 torch is imported, which takes seconds.
 """
 import ast
-import atexit
 import difflib
-import errno
-import io
 import math
 import os
 import re
@@ -152,64 +149,10 @@ def run_script(script, *flags):
 
 # --- ends ---
 
-class Output(io.TextIOWrapper):
-    """Standard output or error of a script. If nobody reads the output any more, or there is no
-    room for it, the script ends without a traceback, as other programs do; training, which has
-    called catch_signals, saves its state first."""
-
-    def write(self, text):
-        try:
-            return super().write(text)
-        except OSError as e:
-            self.give_up(e)
-        return len(text)
-
-    def flush(self):
-        try:
-            super().flush()
-        except OSError as e:
-            self.give_up(e)
-
-    def give_up(self, e):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # what is left to print goes there
-        os.close(nowhere)
-        if self.fileno() == 2:  # who cannot be told of mistakes may still read the output
-            return
-        code = 128 + signal.SIGPIPE
-        if e.errno not in (errno.EPIPE, errno.EIO):
-            print(f"cannot write to standard output: {e.strerror}", file=sys.stderr)
-            code = 1
-        if ends is None:
-            raise SystemExit(code)
-        ends.append(code)
-
-
-ends = None  # after catch_signals: exit codes with which an end has been asked for
-
-
-def guard_output():
-    """From now on lost output ends the script quietly, and each line is seen at once in a pipe"""
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper and stream is getattr(sys, f'__{name}__'):
-            guarded = Output(stream.buffer, stream.encoding, 'backslashreplace',
-                             line_buffering=True)
-            setattr(sys, name, guarded)
-
-    @atexit.register
-    def last_words():
-        try:
-            sys.stdout.flush()
-        except SystemExit as e:
-            os._exit(e.code)
-
-
 def catch_signals():
     """From now on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 only ask for an end -> the list that the exit
     codes go to. A second later they end at once; until then they are the same request, as timeout
-    asks twice."""
-    global ends
+    asks twice. An output that nobody reads any more is no reason to end."""
     ends = []
     asked_at = math.inf
 
@@ -226,7 +169,18 @@ def catch_signals():
 
     for number in caught():
         signal.signal(number, on_signal)
+    if hasattr(signal, 'SIGPIPE'):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return ends
+
+
+def say(text, bar):
+    """Print a line above a progress bar. If nobody reads any more, what is said goes nowhere."""
+    try:
+        bar.write(text)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def caught():
@@ -313,20 +267,26 @@ def show_help(settings, keys):
         print(f"  --{key}={line.group(1) if line else settings[key]}")
 
 
+def quietly(kind, error, trace):
+    """Ctrl-C is no error; an output that is not read, or a full disk below it, is none of ours"""
+    if kind is KeyboardInterrupt:
+        os._exit(130)  # as shells know it
+    if kind is BrokenPipeError:
+        os._exit(141)
+    if kind is OSError:  # those that a file's name causes are of other kinds
+        print(f"{os.path.basename(sys.argv[0])}: error: {error.strerror}", file=sys.stderr)
+        os._exit(1)
+    sys.__excepthook__(kind, error, trace)
+
+
 def configure(settings, argv=None):
     """Apply config files and flags to `settings` (a script's globals(), changed in place)
-    -> dict of the result"""
+    -> dict of the result. From now on the script ends quietly if its output is not read."""
     argv = sys.argv[1:] if argv is None else argv
-    show = sys.excepthook
-
-    def quietly(kind, e, trace):
-        """Ctrl-C is no error: end with the exit code that shells know it by."""
-        if kind is KeyboardInterrupt:
-            os._exit(130)
-        show(kind, e, trace)
-
     sys.excepthook = quietly
-    guard_output()
+    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     kinds = (int, float, bool, str)
     keys = [k for k, v in settings.items() if re.fullmatch('[a-z]\\w*', k) and type(v) in kinds]
 

@@ -332,8 +332,8 @@ def validate_and_save():
     row = {'iter': iter_num, 'seconds': round(seconds, 2), 'level': float(level), 'odds': odds}
     print(json.dumps({**row, **found}), file=log_file)
     shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
-    bar.write(f"iter {iter_num}/{max_iters} | validation exact match, in and out of distribution: "
-              f"{shown} | {seconds:.1f} s")
+    configurator.say(f"iter {iter_num}/{max_iters} | validation exact match, in and out of "
+                     f"distribution: {shown} | {seconds:.1f} s", bar)
     if better:  # first: a run that is killed in between does this evaluation again
         save('best.pt')
     save('ckpt.pt')
@@ -390,7 +390,8 @@ while iter_num < max_iters and not ended:
         row = {'iter': iter_num, 'seconds': round(now, 2), 'task': task, 'lr': lr, **values}
         print(json.dumps(row), file=log_file)
         shown = ' '.join(f"{k} {v:.4f}" for k, v in values.items() if k != 'skipped' or v)
-        bar.write(f"iter {iter_num}/{max_iters} | {task} | {shown} | lr {lr:.1e} | {now:.1f} s")
+        configurator.say(f"iter {iter_num}/{max_iters} | {task} | {shown} | lr {lr:.1e} | "
+                         f"{now:.1f} s", bar)
 
     # --- evaluate; weights that have just led to no numbers are not worth keeping ---
     if evaluate_now and not bad:
@@ -410,12 +411,13 @@ if ended:
     again = [a for a in sys.argv if not a.startswith(('--init_from=', '--overwrite='))]
     again += ['--init_from=resume']
     runner = 'python' if world == 1 else f'torchrun --standalone --nproc_per_node={world}'
-    print(f"stopped at iteration {iter_num}, saved in {out_dir}/ckpt.pt; go on with: {runner} "
-          f"{shlex.join(again)}")
+    configurator.say(f"stopped at iteration {iter_num}, saved in {out_dir}/ckpt.pt; go on with: "
+                     f"{runner} {shlex.join(again)}", bar)
     sys.exit((stop or [128 + signal.SIGTERM])[0])
 n_examples = iter_num * batch_size * gradient_accumulation_steps
 memory = f", {torch.cuda.max_memory_reserved() / 2 ** 30:.1f} GiB" if kind == 'cuda' else ''
-print(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s{memory}")
+configurator.say(f"trained {iter_num} iterations, {n_examples:,} examples, in {seconds:.1f} s"
+                 f"{memory}", bar)
 
 # --- what it learned: the two commands a user would run ---
 if test_samples < 0:

@@ -64,7 +64,7 @@ def run_here(script, *flags):
     """Run a script in this process, which need not load torch again -> its exit code and, if that
     is 0, its names"""
     argv, hook = sys.argv, sys.excepthook
-    handlers = {n: signal.getsignal(n) for n in configurator.caught()}
+    handlers = {n: signal.getsignal(n) for n in (*configurator.caught(), signal.SIGPIPE)}
     sys.argv = [script, *map(str, flags)]
     try:
         return 0, runpy.run_path(path_of(script), run_name='__main__')

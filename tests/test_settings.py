@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -25,7 +26,8 @@ SCRIPTS = ['prepare.py', 'train.py', 'sample.py', 'score.py', 'figures.py', 'ins
 
 @pytest.fixture
 def settings():
-    return {
+    hook, handler = sys.excepthook, signal.getsignal(signal.SIGPIPE)
+    yield {
         '__file__': path_of('train.py'),
         '__doc__': 'A script.',
         'batch_size': 16,
@@ -35,6 +37,8 @@ def settings():
         'json': json,
         'CONSTANT': 3,
     }
+    sys.excepthook = hook
+    signal.signal(signal.SIGPIPE, handler)
 
 
 @pytest.fixture
