@@ -23,7 +23,8 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from threading import Lock
 
-# This comes first: --help and mistakes need not wait for the rest.
+from tqdm import tqdm
+
 from configurator import (
     SEEDS,
     bounds,
@@ -33,17 +34,8 @@ from configurator import (
     fail,
     names_of,
 )
-
-# isort: split
-from tqdm import tqdm
-
 from results import claim, rows_in, write_json, write_whole
 from words import PUZZLES, draw_of, in_words, question, show, summarize
-
-try:
-    import httpx
-except ImportError:
-    fail("ask.py needs httpx: pip install httpx")
 
 base_url = 'http://localhost:8000/v1'
 model = ''                # its name there
@@ -64,6 +56,11 @@ out_dir = ''              # '' is out/ask/ and the model's name
 seed = 1337               # of the questions
 dry_run = False           # show the plan and a question of each kind, and ask nothing
 config = configure(globals())
+
+try:
+    import httpx
+except ImportError:
+    fail("ask.py needs httpx: pip install httpx")
 
 RETRIED = 408, 409, 425, 429, 500, 502, 503, 504, 529
 REFUSED = 301, 302, 307, 308, 401, 402, 403, 404, 405

@@ -23,10 +23,6 @@ from collections import deque
 from dataclasses import replace
 from importlib.util import find_spec
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
-
-# isort: split
 import numpy as np
 import torch
 import torch.nn as nn
@@ -35,6 +31,7 @@ import torch.nn.functional as F
 import prepare
 from baselines import Transformer, make_model
 from checkpoint import load_checkpoint
+from configurator import HERE, bounds, configure, fail, names_of, pick_device, run_config
 from files import STREAM_BLOCK
 from kernels import SHORT, ShortMixer, capture, compile_parts, kernel_missing, ssd_kernel, triton
 from listen import conversations

@@ -11,13 +11,10 @@ import os
 import re
 import zipfile
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, configure, fail
-
-# isort: split
 import torch
 
 from baselines import make_model
+from configurator import HERE, configure, fail
 from model import JMambaConfig
 from results import write_whole
 from tasks import tool_of

@@ -9,11 +9,7 @@ names must begin with _, and base('mod') applies config/mod.py first. A --key=va
 stands before it on the line. Files and flags are held to the same rules: the key must exist, and
 the value must have the type of the default (an int will do for a float). Anything else ends the
 script with one line and exit code 2. --help prints the settings with their comments.
-
-A script imports this module first: --help and mistakes on the command line are then answered before
-torch is imported, which takes seconds.
 """
-import ast
 import difflib
 import math
 import os
@@ -25,6 +21,8 @@ import sys
 import time
 import types
 from contextlib import contextmanager, suppress
+
+import torch
 
 if sys.version_info < (3, 10):
     sys.exit(f"Jericho needs Python 3.10 or later; this is {sys.version.split()[0]}")
@@ -87,7 +85,6 @@ def for_each(settings, key, names, kind):
 def pick_device(device):
     """'auto' is the GPU if there is one, cuda or Apple's mps, under torchrun that of this process.
     The script ends if the one asked for is not there."""
-    import torch  # which --help and mistakes on the command line need not wait for
     # No more threads than a container is allowed cores: others only take time from one another.
     try:
         with open('/sys/fs/cgroup/cpu.max') as f:
@@ -115,7 +112,6 @@ def pick_device(device):
 
 def pick_dtype(dtype, kind):
     """'auto' is bfloat16 where a GPU has it; the choice is printed."""
-    import torch
     if dtype == 'auto':
         has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = 'bfloat16' if has_bf16 else 'float32'
@@ -252,19 +248,16 @@ def run_config(path):
 
 
 def show_help(settings, keys):
-    """A script's docstring, and each setting's line with its comment; train.py's settings of the
-    model have theirs in model.py"""
+    """A script's docstring, and each setting's line with its comment, if it has one"""
     with open(settings['__file__'], encoding='utf-8') as f:
         script = f.read()
-    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
-        fields = f.read()
     # Functions may have variables of the same names.
-    indented = script.partition('\nif __name__')[2] + fields
+    indented = script.partition('\nif __name__')[2]
     print(settings['__doc__'].strip() + '\n\nsettings:')
     for key in keys:
         line = (re.search(rf'^{key} = (.*)$', script, re.M)
-                or re.search(rf'^    {key}(?:: \w+)? = (.*)$', indented, re.M))
-        print(f"  --{key}={line.group(1) if line else settings[key]}")
+                or re.search(rf'^    {key} = (.*)$', indented, re.M))
+        print(f"  --{key}={line.group(1) if line else repr(settings[key])}")
 
 
 def quietly(kind, error, trace):
@@ -312,42 +305,3 @@ def configure(settings, argv=None):
             for key, value in run_config(arg).items():
                 assign(key, value, arg)
     return {k: settings[k] for k in keys}
-
-
-# --- before torch is imported ---
-
-def settings_in(path):
-    """What configure would find in a script, from its source alone"""
-    with open(path, encoding='utf-8') as f:
-        tree = ast.parse(f.read())
-    settings = {'__file__': path, '__doc__': ast.get_docstring(tree)}
-    main = [node.body for node in tree.body if isinstance(node, ast.If)]
-    for node in sum(main, tree.body):
-        said = ast.unparse(node)
-        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
-            settings[node.targets[0].id] = ast.literal_eval(node.value)
-        elif said == 'globals().update(model_settings)':
-            settings.update(settings_of_model())
-        elif re.match(r'(\w+ = )?configure\(', said):
-            break
-    return settings
-
-
-def settings_of_model():
-    with open(os.path.join(HERE, 'model.py'), encoding='utf-8') as f:
-        tree = ast.parse(f.read())
-    config, = [node for node in tree.body if getattr(node, 'name', '') == 'JMambaConfig']
-    fields = [node for node in config.body if isinstance(node, ast.AnnAssign)]
-    follow = 'n_symbols', 'n_so_far'
-    return {f.target.id: f.value.value for f in fields if f.target.id not in follow}
-
-
-def check_early():
-    """Answer --help and mistakes of the script that is being started, if it is one of ours"""
-    path = getattr(sys.modules['__main__'], '__file__', None) or ''
-    if os.path.dirname(os.path.abspath(path)) == HERE and path.endswith('.py'):
-        argv = [a for a in sys.argv[1:] if a.startswith('-') or a.endswith('.py')]
-        configure(settings_in(path), argv)
-
-
-check_early()

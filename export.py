@@ -21,15 +21,12 @@ import tarfile
 import tempfile
 import warnings
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import HERE, configure, fail, names_of
-
-# isort: split
 import numpy as np
 import torch
 
 import prepare
 from checkpoint import load_checkpoint
+from configurator import HERE, configure, fail, names_of
 from listen import ROOM
 from model import Mamba2, MiniJMamba
 from results import claim, write_json
@@ -40,7 +37,7 @@ try:
     import onnx
     from onnxscript import optimizer
 except ImportError:
-    fail("export.py needs onnx and onnxscript: pip install onnx onnxscript")
+    onnx = None
 
 RUNTIME = 'onnxruntime-web@1.20.1'
 RUNTIME_FILES = 'ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
@@ -207,6 +204,8 @@ if __name__ == '__main__':
     init_from = 'out_dir'   # or release: the weights that come with the code; a file; hf:user/name
     demo_dir = 'demo'       # where to write
     configure(globals())
+    if not onnx:
+        fail("export.py needs onnx and onnxscript: pip install onnx onnxscript")
     try:
         model, checkpoint = load_checkpoint(out_dir, 'cpu', init_from)
         tasks = names_of(checkpoint['config'], 'tasks', TASKS)

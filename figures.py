@@ -24,7 +24,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-# This comes first: --help and mistakes need not wait for the rest.
+# This comes first: it tells matplotlib that pictures are only written.
 from configurator import choices, configure, fail
 
 # isort: split

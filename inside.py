@@ -8,7 +8,7 @@ release is the weights that come with the code; any other run is named by its fo
 """
 import sys
 
-# This comes first: --help and mistakes need not wait for the rest.
+# This comes first: it tells matplotlib that pictures are only written.
 from configurator import bounds, configure, fail
 
 # isort: split

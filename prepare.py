@@ -17,12 +17,9 @@ Letters: B examples   N slots   S samples
 import math
 from typing import NamedTuple
 
-# This comes first: --help and mistakes need not wait for the rest.
-from configurator import SEEDS, bounds, choices, configure, fail
-
-# isort: split
 import torch
 
+from configurator import SEEDS, bounds, choices, configure, fail
 from files import SAMPLE_RATE
 from tasks import REST, TASKS, draw, encode
 

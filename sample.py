@@ -24,7 +24,9 @@ import sys
 import time
 from functools import partial
 
-# This comes first: --help and mistakes need not wait for the rest.
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, results_of
 from configurator import (
     SEEDS,
     bounds,
@@ -34,11 +36,6 @@ from configurator import (
     names_of,
     pick_device,
 )
-
-# isort: split
-from tqdm import tqdm
-
-from checkpoint import load_checkpoint, results_of
 from figures import spectrogram
 from files import STREAM_BLOCK, read_stream, read_wav, write_wav
 from listen import WAIT, conversations, first_question, skip, with_room, without_room

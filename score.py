@@ -19,12 +19,9 @@ import sys
 import time
 from collections import Counter
 
-# This comes first: --help and mistakes need not wait for the rest.
-import configurator
-
-# isort: split
 import torch
 
+import configurator
 import files
 import prepare
 from checkpoint import load_checkpoint, results_of

@@ -19,16 +19,13 @@ import sys
 import time
 from dataclasses import asdict, fields
 
-# This comes first: --help and mistakes need not wait for the rest.
-import configurator
-
-# isort: split
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+import configurator
 import prepare
 from baselines import ATTENTION, FRONTS, LAYERS, Transformer, make_model
 from checkpoint import extended, load_checkpoint
@@ -69,7 +66,7 @@ gradient_accumulation_steps = 1  # of those for each update
 # model: each field of JMambaConfig, see model.py, is a setting too
 model_settings = {f.name: f.default for f in fields(JMambaConfig)}
 del model_settings['n_symbols'], model_settings['n_so_far']  # which follow from the tasks
-globals().update(model_settings)  # d_model, n_head, ...: see --help
+globals().update(model_settings)  # d_model, n_head, ...
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
