@@ -123,9 +123,10 @@ def show_help(settings, keys):
 
 
 def quietly(kind, error, trace):
-    """Ctrl-C is no error, and a full disk below the output is none of ours"""
-    if kind is KeyboardInterrupt:
-        os._exit(130)  # as shells know it
+    """Ctrl-C and a reader that went away are no errors, and a full disk below is none of ours"""
+    codes = {KeyboardInterrupt: 130, BrokenPipeError: 141}  # as shells know them
+    if kind in codes:
+        os._exit(codes[kind])
     if kind is OSError:  # those that a file's name causes are of other kinds
         print(f"{os.path.basename(sys.argv[0])}: error: {error.strerror}", file=sys.stderr)
         os._exit(1)

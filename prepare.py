@@ -155,8 +155,7 @@ def play_text(text, seed=0, slots=0):
 TONE_RMS = LOUDNESS / math.sqrt(2)  # of a tone of middle loudness
 TEMPO = 0.6, 2.0    # durations, as multiples: of a fast player and of a slow one
 GAPS = 0.012, 0.6   # seconds
-OVERTONES = 4
-COLOURS = 8         # octaves of noise
+OVERTONES, OCTAVES = 4, 8  # of an instrument, and of noise
 
 
 def gain(decibels):
@@ -243,7 +242,7 @@ def real_noise(n_samples, chance, coloured=coloured):
     """Noise (n, n_samples), from none to 6 dB over the tones, white or falling off towards high
     pitches, with a few clicks"""
     # Four in ten are white: the highest octave alone.
-    each = chance.uniform(0, 1, COLOURS) * ~chance.some(0.4)
+    each = chance.uniform(0, 1, OCTAVES) * ~chance.some(0.4)
     each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
     # Together the octaves are as loud as one.
     each = each / each.square().sum(1, keepdim=True).sqrt()
