@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from audio.files import STREAM_BLOCK, read_wav
 from audio.tune import prepared
+from configurator import fail
 from prepare import LEAD, LOWEST, SAMPLE_RATE, SPACING
 from tasks import NO_SYMBOL, decode
 from think import converse
@@ -159,8 +160,7 @@ def without_verdict(asked, answered):
 
 def answer_stream(model, blocks, think, save, play='', **how):
     """Answer each question in blocks of sound at once -> how many there were. save(name, sound)
-    writes a WAV and gives its path without .wav; play is a command that plays one. ValueError if
-    that fails."""
+    writes a WAV and gives its path without .wav; play is a command that plays one."""
     n = 0
     for recording, thought in answers_to(model, blocks, think, **how):
         if not thought:
@@ -175,7 +175,7 @@ def answer_stream(model, blocks, think, save, play='', **how):
         if play:
             began = time.time()
             if subprocess.run([*shlex.split(play), path]).returncode:
-                raise ValueError(f"{play} {path} failed")
+                fail(f"{play} {path} failed", 1)
             # The microphone has heard it; an answer is no question.
             skip(blocks, time.time() - began)
     return n
