@@ -20,27 +20,41 @@ def exact_match(capsys, tasks, num_samples, sound):
     """Ask iid questions of some tasks -> {task: exact match}, and what was printed"""
     text = release(capsys, 'score.py', '--split=iid', f'--tasks={tasks}', f'--sound={sound}',
                    f'--num_samples={num_samples}')
-    exact = {task: float(share) for task, share in re.findall(r'^(\w+)_iid_em: (\S+)$', text, re.M)}
+    asked = 'iid' if sound == 'clean' else re.escape(sound)
+    found = re.findall(rf'^(\w+?)_{asked}_em: (\S+)$', text, re.M)
+    exact = {task: float(share) for task, share in found}
     assert ','.join(exact) == tasks
     return exact, text
 
 
-@pytest.mark.parametrize('sound', ['clean', 'phase', 'longer', 'shorter', 'noise',
-                                   'off_-45'])
-def test_accuracy_depends_on_the_tones_alone(sound, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('tasks, n, least', [
+    ('mirror,bracket,mod', 12, 0.8),
+    pytest.param('mirror,bracket,mod', 67, 0.95, marks=pytest.mark.long),
+    pytest.param('logic,dyna,filtro,inducto', 20, 0.8, marks=pytest.mark.long),
+])
+@pytest.mark.parametrize('sound', [
+    'phase',
+    'noise',
+    pytest.param('clean', marks=pytest.mark.long),
+    pytest.param('longer', marks=pytest.mark.long),
+    pytest.param('off_-45', marks=pytest.mark.long),
+])
+def test_accuracy_depends_on_the_tones_alone(sound, tasks, n, least, tmp_path, monkeypatch,
+                                             capsys):
     monkeypatch.chdir(tmp_path)
-    exact, text = exact_match(capsys, 'mirror,bracket,mod', 67, sound)
+    exact, text = exact_match(capsys, tasks, n, sound)
     for share in exact.values():
-        assert share < 0.1 if sound == 'noise' else share > 0.95, text
+        assert share < 0.1 if sound == 'noise' else share >= least, text
+    # What some of the tasks were asked does not pass for a test of all.
+    assert not (tmp_path / 'out' / 'release' / 'scores.json').exists()
 
 
-@pytest.mark.parametrize('sound', ['phase', 'noise'])
-def test_puzzles_depend_on_the_tones_alone(sound, tmp_path, monkeypatch, capsys):
+@pytest.mark.long
+def test_a_window_may_end_with_the_last_tone(tmp_path, monkeypatch, capsys):
+    """But in tasks that are answered behind the question"""
     monkeypatch.chdir(tmp_path)
-    exact, text = exact_match(capsys, 'logic,dyna,filtro,inducto', 20, sound)
-    for share in exact.values():
-        assert share < 0.1 if sound == 'noise' else share > 0.8, text
-    assert not list(tmp_path.glob('out/**/*.json'))  # some of the tasks are no results of all
+    exact, text = exact_match(capsys, 'mirror,bracket,mod', 67, 'shorter')
+    assert min(exact.values()) >= 0.95, text
 
 
 @pytest.mark.parametrize('flags, says', [
@@ -66,13 +80,17 @@ def test_what_is_asked_is_answered(flags, says, tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'out' / 'release' / 'samples' / 'index.html').exists()
 
 
-def test_a_long_number_is_divided(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('number, wanted', [
+    ('141421356237309504', 304),
+    pytest.param('14142135623730950488016887242097', 222, marks=pytest.mark.long),
+])
+def test_a_long_number_is_divided(number, wanted, tmp_path, monkeypatch, capsys):
     """Of its many passes some are written, in order; the last is the answer."""
     monkeypatch.chdir(tmp_path)
-    number = '14142135623730950488016887242097'
+    assert int(number) % 325 == wanted
     text = release(capsys, 'sample.py', f'--start={number}%325', '--think=1000')
-    assert f'asked {number}%325, wanted 222, heard 222: {number}%325 -> ' in text
-    assert text.count(' -> ') < 64 and ' -> 222\n' in text
+    assert f'asked {number}%325, wanted {wanted}, heard {wanted}: {number}%325 -> ' in text
+    assert text.count(' -> ') < 64 and f' -> {wanted}\n' in text
     samples = tmp_path / 'out' / 'release' / 'samples'
     assert len(list(samples.glob('*.wav'))) == text.count(' -> ') + 1
 
@@ -105,9 +123,10 @@ def test_no_silence_is_played_behind_an_answer(tmp_path, monkeypatch, capsys):
     assert len(answer) == len(question)
 
 
+@pytest.mark.long
 def test_the_depth_of_brackets_can_be_read_off_the_states(tmp_path, capsys):
     path = tmp_path / 'counting.png'
-    text = output(capsys, 'inside.py', 'counting', 'release', f'--out={path}',
+    text = output(capsys, 'lab.inside', 'counting', 'release', f'--out={path}',
                   '--num_samples=40')
     found = re.findall(r'^(\w+), length 40, has the depth been below 0\?: (.*) % right$', text,
                        re.M)
