@@ -310,6 +310,24 @@ def test_a_tiny_model_learns_a_batch_and_its_wavs_score_the_same(tmp_path):
         assert transcribe(read_wav(path)[None]) == [wanted[i]]
 
 
+@pytest.mark.parametrize('halting', [False, True])
+def test_an_answer_is_what_it_says(halting):
+    model = tiny_model(halting=halting, n_symbols=7, n_so_far=9)
+    question, lengths = torch.rand(2, 4 * TOKEN - 300, generator=gen()), torch.tensor([2900, 800])
+    answer = model(question, lengths)
+    assert answer.frames.shape == (2, 20, N_BINS)
+    assert answer.logits.shape == (2, 4, 8)  # of no symbol, too
+    assert answer.so_far.shape == (2, 4, 9)
+    assert answer.halt.shape == (2,) if halting else answer.halt is None
+    # Asked in two steps, as in a conversation, it answers alike.
+    frames = model.hear(question)
+    memory = model.encode(frames, question)
+    again = model.answer(memory, frames, lengths)
+    assert torch.equal(again.frames, answer.frames)
+    assert torch.equal(again.logits, answer.logits)
+    assert again.so_far is None
+
+
 # --- faster functions ---
 
 def test_a_mixer_that_is_handed_in_is_asked_by_every_layer_and_answers_alike():
