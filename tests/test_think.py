@@ -140,6 +140,7 @@ def test_more_of_the_beginning_is_heard_where_that_was_too_little():
 
 @pytest.mark.parametrize('text', [
     '885915%980%488%245%123%60%30%15%5',  # heard as 885915%30%15%5, or 885915%3%60%30%15%5
+    '7997399%517%823%185%76%385%471%70%3992%95',  # heard as 7997399%51, or 7997399%5
     pytest.param('98765432109876543%980%488%245%12', marks=pytest.mark.long),
     pytest.param('1234567890123456789012345678%90%7', marks=pytest.mark.long),
 ])
