@@ -8,6 +8,7 @@ import torch
 
 from checkpoint import load_checkpoint
 from lab.baselines import LSTM, Transformer
+from lab.inside import pointer_weights
 from model import JMambaConfig, Mamba2, MiniJMamba
 from tests.helpers import TINY, TRAIN, run_here
 
@@ -61,7 +62,7 @@ def test_layers_of_as_many_parameters():
 
 def test_a_random_pointer_does_not_point_straight():
     question = torch.zeros(1, 16000)
-    straight, random = (MiniJMamba(JMambaConfig(**TINY, **parts)).pointer_weights(question)
+    straight, random = (pointer_weights(MiniJMamba(JMambaConfig(**TINY, **parts)), question)
                         for parts in ({}, {'cross': HERE + 'RandomPointer'}))
     assert straight.diagonal().mean() > random.diagonal().mean()
 

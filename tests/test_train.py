@@ -105,8 +105,6 @@ TWO_TASKS = ['--tasks=mod,bracket', '--aloud=mod,bracket']
     (['--tasks=mirror,mod', '--aloud=mod', '--sound=real', '--hide=0.5', '--pauses=2', '--mix=1,2',
       '--eval_interval=6', '--gradient_accumulation_steps=2'], 2 * 4),
     ([*TWO_TASKS, '--muon=True', '--curriculum=0.5', '--halting=True'], 4),
-    pytest.param([*TWO_TASKS, '--replay=0.5', '--hide=0.5'], 2 + 4,  # two begin conversations
-                 marks=pytest.mark.xfail(strict=True, reason="conversations begin anew")),
 ])
 def test_training_goes_on_where_it_stopped_bit_for_bit(flags, batches, tmp_path, change_batches):
     flags = [*flags[:2], *FEW, '--batch_size=4', '--think=2', *flags[2:]]
@@ -121,6 +119,16 @@ def test_training_goes_on_where_it_stopped_bit_for_bit(flags, batches, tmp_path,
     assert (a['wrong'], a['best']) == (b['wrong'], b['best'])
     assert log_of(whole) == log_of(parts)
     assert same_weights(a, b)
+
+
+def test_with_replay_it_goes_on_with_conversations_that_begin_anew(tmp_path, change_batches):
+    flags = [*TWO_TASKS, *FEW, '--batch_size=4', '--think=2', '--replay=0.5', '--hide=0.5']
+    change_batches(end_at(2 + 4))  # two begin conversations
+    assert train_here(*flags, f'--out_dir={tmp_path}') == 143
+    assert train_here(*flags, f'--out_dir={tmp_path}', '--init_from=resume') == 0
+    assert log_of(tmp_path, 'iter')[-1] == 6
+    weights = checkpoint_in(tmp_path)['model']
+    assert all(torch.isfinite(x).all() for x in weights.values())
 
 
 def test_a_new_process_goes_on_as_well(tmp_path):
