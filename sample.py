@@ -169,8 +169,10 @@ def answer_all(model, questions, folder):
 if __name__ == '__main__':
     if '--start=' in sys.argv:
         fail("a question needs at least one symbol, such as --start=ABCA")
-    if play and not (listen and shutil.which(shlex.split(play)[0])):
-        fail("play takes a command that plays WAV files, such as aplay, and needs listen=true")
+    if play and not listen:
+        fail("play needs listen=true: it is for answers while listening")
+    if play and not shutil.which(shlex.split(play)[0]):
+        fail(f"there is no {shlex.split(play)[0]}; play takes a command that plays WAV files")
     if listen and not wav:
         fail("listen needs a sound to listen to: --wav=- or --wav=FILE")
     bounds(config, num_samples=1, think=1, seed=SEEDS)

@@ -76,8 +76,8 @@ def tests_of(task, split, sound):
 
 def named_after(kind):
     """What the results, or the mistakes, of these settings are called"""
-    parts = kind, tasks.replace(',', '_'), split, sound
-    return '_'.join(part for part in parts if part not in ('all', 'clean', 'lengths', ''))
+    asked = tasks.replace(',', '_'), split, sound
+    return '_'.join([kind, *[x for x in asked if x not in ('all', 'clean', 'lengths', '')]])
 
 
 def print_row(task, split, r, verbose):
@@ -131,7 +131,8 @@ def write_results(folder, scores, mistakes, checkpoint, seconds):
     """Write what was found, a summary of puzzles, and the mistakes"""
     os.makedirs(folder, exist_ok=True)
     kind = {'all': 'sounds'}.get(sound, 'lengths' if split == 'lengths' else 'scores')
-    write_json(os.path.join(folder, named_after(kind) + '.json'), {
+    path = os.path.join(folder, named_after(kind) + '.json')
+    write_json(path, {
         'scores': scores,
         **{key: config[key] for key in ('seed', 'think', 'brief', 'halting')},
         'iterations': checkpoint['iter_num'],
@@ -140,6 +141,7 @@ def write_results(folder, scores, mistakes, checkpoint, seconds):
         'checkpoint': checkpoint.get('provenance'),
         **provenance(),
     })
+    print(f"wrote {path}")
     rows = rows_by_level(scores)
     if rows:  # one table with what text.ask asks others
         found = summarize(folder if init_from == 'out_dir' else init_from, folder, rows)

@@ -6,7 +6,18 @@ imported and registered below.
 """
 import torch
 
-from tasks import bracket, calculator, dyna, filtro, inducto, logic, mirror, mod, reverse, twice
+from tasks import (
+    bracket,
+    calculator,
+    dyna,
+    filtro,
+    inducto,
+    logic,
+    mirror,
+    mod,
+    reverse,
+    twice,
+)
 from tasks.checks import check as check_task
 from tasks.task import (
     NO_SYMBOL,

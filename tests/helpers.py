@@ -83,9 +83,18 @@ def undone():
     argv, hook, out = sys.argv, sys.excepthook, sys.stdout
     buffering, errors = out.line_buffering, out.errors
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}
+    set_handler = signal.signal
+
+    def signal_here(number, handler):
+        """A lost connection of a test's own server must not end the process of the tests."""
+        deaf = number == signal.SIGPIPE and handler == signal.SIG_DFL
+        return set_handler(number, signal.SIG_IGN if deaf else handler)
+
+    signal.signal = signal_here
     try:
         yield
     finally:
+        signal.signal = set_handler
         sys.argv, sys.excepthook = argv, hook
         out.reconfigure(line_buffering=buffering, errors=errors)
         while system.holding:  # locks end with the process

@@ -127,6 +127,15 @@ def test_where_it_breaks(what, file, tests, tmp_path, capsys):
     assert is_png(picture) and picture.stat().st_size > 9000
 
 
+def test_lengths_are_asked_and_drawn(trained, tmp_path, capsys):
+    few = [f'--out_dir={trained}', '--num_samples=1', '--think=1']
+    assert 'mirror   10 ' in output(capsys, 'score.py', *few, '--split=lengths')
+    assert (trained / 'lengths.json').exists()
+    picture = tmp_path / 'lengths.png'
+    output(capsys, FIGURES, '--what=lengths', trained, f'--out={picture}')
+    assert is_png(picture)
+
+
 @pytest.mark.long
 def test_worse_sound_and_longer_questions_are_asked_and_drawn(trained, tmp_path, capsys):
     few = [f'--out_dir={trained}', '--num_samples=1']
