@@ -24,6 +24,11 @@ from text import words
 from transcribe import transcribe
 
 
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A reader that has gone, perhaps in an earlier test, is no error of this one."""
+
+
 class Server(BaseHTTPRequestHandler):
     """An API that answers rightly, unless it is told to fail: trouble is a list of what goes wrong
     with the next requests"""
@@ -95,7 +100,7 @@ def is_question(task, text):
 @pytest.fixture
 def server():
     Server.trouble, Server.asked = [], []
-    one = ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    one = QuietServer(('127.0.0.1', 0), Server)
     threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{one.server_port}/v1'
     one.shutdown()
