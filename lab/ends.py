@@ -100,18 +100,18 @@ def brief_pass(model, waves, lengths, may):
     the beginning, and on no other change. All else stays as it was."""
     sure = torch.zeros_like(may)
     sounds = sounding(waves, lengths)
-    widest = ends_of(sounds, *HEARINGS[-1])
+    front, back, earlier = HEARINGS[-1]
+    widest = ends_of(sounds, front, back)
     # Two different hearings, at least, must leave something out.
     shortest = ends_of(sounds, *HEARINGS[1])
     may = may & (shortest.end > shortest.cut)
     if not may.any():
         return waves, sure, may
     # Where do the beginnings lie that may change, (B, any), and what are they now?
-    earlier = HEARINGS[-1][2]
-    unshifted = ends_of(sounds, *HEARINGS[-1][:2])
-    size = HOP * int((widest.cut - unshifted.start)[may].max() + earlier)
+    size = HOP * int((widest.cut - widest.start)[may].max() + earlier)
     size += -size % model.config.token
-    place = HOP * widest.start[:, None] + torch.arange(size, device=waves.device)
+    begins = HOP * (widest.start - earlier).clamp(min=0)
+    place = begins[:, None] + torch.arange(size, device=waves.device)
     place = place.clamp(max=waves.shape[1] - 1)
     old = waves.gather(1, place)
 

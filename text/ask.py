@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 from audio.files import write_wav
 from prepare import split_batches
-from system import catch_signals, claim, write_json, write_whole
+from system import catch_signals, claim, write_json, write_text
 from tasks import SYMBOLS, TASKS, decode
 from text.summary import rows_in, show, summarize
 from text.words import PUZZLES, Question, draw_question, in_words, seeded
@@ -369,7 +369,7 @@ def open_folder(folder, settings, every):
     path = os.path.join(folder, 'results.jsonl')
     rows = answers_in(path, every)
     text = ''.join(json.dumps(row) + '\n' for row in rows)
-    write_whole(path, lambda f: f.write(text.encode()))
+    write_text(path, text)
     write_state(folder, settings, rows)
     return rows
 
