@@ -380,6 +380,13 @@ class Mamba2(nn.Module):
         return u + F.linear(y, self.out_proj.weight * self.gate_norm)
 
 
+def run_layers(layers, x, pace):
+    """One layer after another"""
+    for layer in layers:
+        x = layer(x, pace)
+    return x
+
+
 # --- attention ---
 
 def rotary(x):
@@ -403,9 +410,12 @@ def around(x):
 
 
 def local_attention(q, k, v, valid, reach, causal=False):
-    """Attention within `reach` <= WINDOW tokens, in time linear in T: q and k (B, h, T, d), v
-    (B, h, T, any), valid (B or 1, 1, T) bool -> (B, h, T, any)"""
-    T, d = q.shape[2:]
+    """Attention by the clock within `reach` <= WINDOW tokens, in time linear in T: q and k (B or 1,
+    h, T or 1, d), which may be the same for all tokens and are not yet rotated, v (B, h, T, any),
+    valid (B or 1, 1, T) bool -> (B, h, T, any)"""
+    T, d = v.shape[2], q.shape[3]
+    q = rotary(q.expand(-1, -1, T, -1))
+    k = rotary(k.expand(-1, -1, T, -1))
     q = F.pad(q, (0, 0, 0, -T % WINDOW))
     q = q.unflatten(2, (-1, WINDOW))  # (B, h, T / w, w, d)
     score = q @ around(k).transpose(-1, -2)  # (B, h, T / w, w, 3w)
@@ -428,6 +438,16 @@ def local_attention(q, k, v, valid, reach, causal=False):
     return y[:, :, :T]
 
 
+def content_attention(q, k, v, known):
+    """Attention over everything, by one query for all tokens or one for each: q (B or 1, h, 1 or T,
+    d), k and v (B, h, T, d), known (B, T) bool -> (B, h, 1 or T, d)"""
+    score = q @ k.transpose(-1, -2)  # (B, h, 1 or T, T)
+    score = score.float() / math.sqrt(q.shape[-1])
+    is_padding = ~known[:, None, None]
+    weights = score.masked_fill(is_padding, -1e9).softmax(-1)
+    return weights.to(v.dtype) @ v
+
+
 def split_heads(x, n):
     """(B, T, n * d) -> (B, n, T, d)"""
     return x.unflatten(-1, (n, -1)).transpose(1, 2)
@@ -438,25 +458,30 @@ def join_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
+def windowed_attention(qkv, n):
+    """Causal self-attention over a window by n heads: queries, keys and values (B, T, 3 * D) -> (B,
+    T, D)"""
+    heads = split_heads(qkv, 3 * n)
+    q, k, v = heads.chunk(3, 1)  # (B, h, T, d)
+    # Padding comes last, and is never looked at.
+    valid = torch.ones_like(qkv[:1, None, :, 0], dtype=torch.bool)
+    return join_heads(local_attention(q, k, v, valid, WINDOW, causal=True))
+
+
 class SelfAttention(nn.Module):
     """Causal self-attention over a window, with pre-norm and residual: (B, T, D) -> (B, T, D)"""
 
     def __init__(self, c):
         super().__init__()
         self.n_head = c.n_head
+        self.windowed_attention = windowed_attention  # or a faster one
         self.norm = nn.RMSNorm(c.d_model)
         self.qkv = nn.Linear(c.d_model, 3 * c.d_model, bias=False)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=False)
 
     def forward(self, x, pace=None):
         qkv = self.qkv(self.norm(x))
-        heads = split_heads(qkv, 3 * self.n_head)
-        q, k, v = heads.chunk(3, 1)  # (B, h, T, d)
-        q, k = rotary(q), rotary(k)
-        # Padding comes last, and is never looked at.
-        valid = torch.ones_like(x[:1, None, :, 0])
-        y = local_attention(q, k, v, valid, WINDOW, causal=True)
-        return x + self.out_proj(join_heads(y))
+        return x + self.out_proj(self.windowed_attention(qkv, self.n_head))
 
 
 class CrossAttention(nn.Module):
@@ -472,6 +497,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         d = c.d_model // c.n_head
         self.n_head = c.n_head
+        self.local_attention = local_attention  # or faster ones
+        self.content_attention = content_attention
         self.norm = nn.RMSNorm(c.d_model)
         self.memory_norm = nn.RMSNorm(c.d_model)
         self.q = nn.Linear(c.d_model, c.d_model + d, bias=False)
@@ -509,29 +536,21 @@ class CrossAttention(nn.Module):
         k = F.linear(found, self.k.weight.chunk(2)[0])
         v = F.linear(found, self.v.weight.chunk(2)[0])
         k, v = split_heads(k, h), split_heads(v, h)  # (B, h, T, d)
-        score = self.content_query(q, own) @ k.transpose(-1, -2)  # (B, h, 1, T)
-        score = score.float() / math.sqrt(q.shape[-1])
-        is_padding = ~known[:, None, None]
-        weights = score.masked_fill(is_padding, -1e9).softmax(-1)
-        return weights.to(v.dtype) @ v
+        return self.content_attention(self.content_query(q, own), k, v, known)
 
     def by_clock(self, q, own, frames, valid):
         """The other half, and the pointer, which is one more such head and reaches less far:
         q (1, h + 1, 1, d) -> (B, h, T, d), pointed-at frames (B, T, patch * F)"""
-        h, T = q.shape[1] - 1, own.shape[1]
+        h = q.shape[1] - 1
         k = F.linear(own, self.k.weight.chunk(2)[1])
         v = F.linear(own, self.v.weight.chunk(2)[1])
         k, v = split_heads(k, h), split_heads(v, h)
-        pointer_key = self.pointer_key.to(k.dtype)
-        pointer_key = pointer_key.expand_as(k[:, :1])
+        pointer_key = self.pointer_key.to(k.dtype)[None, None, None]
         # Turned by the clock, a query and a key that are the same for all tokens tell their times.
-        k = rotary(torch.cat([k, pointer_key], 1))
-        q = rotary(q.expand(-1, -1, T, -1))
         clock_q, pointer_q = q.split((h, 1), 1)
-        clock_k, pointer_k = k.split((h, 1), 1)
-        clock = local_attention(clock_q, clock_k, v, valid, WINDOW)
+        clock = self.local_attention(clock_q, k, v, valid, WINDOW)
         frames = frames[:, None]
-        pointed = local_attention(pointer_q, pointer_k, frames, valid, POINTER_WINDOW)
+        pointed = self.local_attention(pointer_q, pointer_key, frames, valid, POINTER_WINDOW)
         return clock, pointed[:, 0]
 
     def content_query(self, query, memory):
@@ -553,6 +572,7 @@ class MiniJMamba(nn.Module):
         super().__init__()
         c = self.config = config
         layer = part_named(c.layer)
+        self.run_layers = run_layers  # or a faster one
         self.spectrum = Spectrum()
         if c.front == 'stft':
             self.embed = nn.Linear(c.patch * N_BINS, c.d_model)
@@ -596,16 +616,12 @@ class MiniJMamba(nn.Module):
     def mamba_layers(self):
         return [layer for layer in self.modules() if isinstance(layer, Mamba2)]
 
-    def hand_in(self, mixer=None, compiled=None):
-        """Take faster functions: a mixer for all Mamba-2 layers, and for what a pass calls once a
-        function that makes such a one of it, as torch.compile does"""
-        for layer in self.mamba_layers() if mixer else ():
-            layer.mixer = mixer
-        if compiled:
-            self.hear = compiled(self.hear)
-            self.pace = compiled(self.pace)
-            self.play = compiled(self.play)
-            self.spectrum.squelch = compiled(self.spectrum.squelch)
+    def hand_in(self, **faster):
+        """Take faster functions in the place of those that the model or a part of it calls by these
+        names, such as mixer, local_attention or hear"""
+        for part in self.modules():
+            for name in faster.keys() & set(dir(part)):
+                setattr(part, name, faster[name])
 
     def whole_tokens(self, question):
         """(B, S) -> the same with silence up to a whole token"""
@@ -642,10 +658,7 @@ class MiniJMamba(nn.Module):
             x = self.embed(frames, self.whole_tokens(question))
         # The residual stream stays fp32 under autocast.
         x = x.float()
-        pace = self.pace(frames)
-        for layer in self.encoder:
-            x = layer(x, pace)
-        return x
+        return self.run_layers(self.encoder, x, self.pace(frames))
 
     def forward(self, question, lengths, may_generate=None, hiding=None):
         """Waveforms (B, S) at 16 kHz and how many samples of each count, (B,) -> Answer. Training
@@ -682,12 +695,10 @@ class MiniJMamba(nn.Module):
         # behind the rest. Then all is turned back.
         mirrored = torch.where(valid, n - 1 - at, at)[..., None]
         x = x.gather(1, mirrored.expand_as(x))
-        for layer in self.decoder[:half]:
-            x = layer(x, pace.gather(1, mirrored))
+        x = self.run_layers(self.decoder[:half], x, pace.gather(1, mirrored))
         x = x.gather(1, mirrored.expand_as(x))
         x = self.self_attention(x)
-        for layer in self.decoder[half:]:
-            x = layer(x, pace)
+        x = self.run_layers(self.decoder[half:], x, pace)
         x = self.norm(x)
         halt = None
         if c.halting:  # It is the answer unless a token says that it goes on.

@@ -155,7 +155,7 @@ def play_text(text, seed=0, slots=0):
 TONE_RMS = LOUDNESS / math.sqrt(2)  # of a tone of middle loudness
 TEMPO = 0.6, 2.0    # durations, as multiples: of a fast player and of a slow one
 GAPS = 0.012, 0.6   # seconds
-OVERTONES, OCTAVES = 4, 8  # of an instrument, and of noise
+OVERTONES, OCTAVES, ECHOES = 4, 8, 9  # of an instrument, of noise, of a room
 
 
 def gain(decibels):
@@ -229,18 +229,34 @@ def real_rhythm(rhythm, last, n_samples, chance):
     )
 
 
-def coloured(white, each):
-    """White noise (B, S) -> a sum of octaves, (B, S), of which each has its amplitude in (B, K). In
-    an octave a number stays for twice as long as in the one above."""
-    at = torch.arange(white.shape[1], device=white.device)
-    octaves = [white[:, at >> k] for k in range(each.shape[1])]
-    amplitudes = each[:, None].unbind(2)
-    return sum(a * octave for a, octave in zip(amplitudes, octaves, strict=True))
+class Recording(NamedTuple):
+    """How each of B rows is recorded. Clean sound has K = 1 octave of noise, and neither echoes nor
+    clicks: E and C are 0."""
+    octaves: torch.Tensor   # (B, K) amplitudes of the octaves of its noise; white if K is 1
+    decay: torch.Tensor     # (B, 1) seconds until an echo of the room is 60 dB down
+    echoes: torch.Tensor    # (B, 1) amplitude of all echoes beside the direct sound; 0: in no room
+    signs: torch.Tensor     # (B, E) of each echo
+    click_at: torch.Tensor  # (B, C) as shares of the window
+    clicks: torch.Tensor    # (B, C) their amplitudes
+    limit: torch.Tensor     # (B, 1) amplitude over which nothing can be recorded
 
 
-def real_noise(n_samples, chance, coloured=coloured):
-    """Noise (n, n_samples), from none to 6 dB over the tones, white or falling off towards high
-    pitches, with a few clicks"""
+def clean_recording(chance):
+    """A little white noise"""
+    level = chance.uniform(0, NOISE)
+    ones, none = torch.ones_like(level), level[:, :0]
+    return Recording(level, ones, 0 * ones, none, none, none, math.inf * ones)
+
+
+def real_recording(chance):
+    """Noise from none to 6 dB over the tones, white or falling off towards high pitches, with a few
+    clicks; for half of the rows a room, 60 dB down after 0.05 to 1.2 s, its echoes 24 dB under the
+    direct sound to 12 over it; a seventh is clipped"""
+    decay = chance.log_uniform(0.05, 1.2)
+    echoes = gain(chance.uniform(-24, 12)) * chance.some(0.5)
+    signs = torch.where(chance.uniform(0, 1, ECHOES) < 0.5, -1.0, 1.0)
+    limit = LOUDNESS * chance.log_uniform(0.1, 1)
+    limit = torch.where(chance.some(1 / 7), limit, math.inf)
     # Four in ten are white: the highest octave alone.
     each = chance.uniform(0, 1, OCTAVES) * ~chance.some(0.4)
     each = torch.cat([1 - each[:, :1], each[:, 1:]], 1)
@@ -248,18 +264,15 @@ def real_noise(n_samples, chance, coloured=coloured):
     each = each / each.square().sum(1, keepdim=True).sqrt()
     # Noise is loud, or hardly to be heard.
     under = torch.where(chance.some(0.7), chance.uniform(-6, 40), chance.uniform(25, 60))
-    level = TONE_RMS * gain(-under)
-    white = torch.randn(chance.n, n_samples, **chance.how)
-    noise = coloured(white, level * each)
+    octaves = TONE_RMS * gain(-under) * each
     # A few examples have up to six clicks, wherever they fall.
-    at = (n_samples * chance.uniform(0, 1, 6)).long().clamp(max=n_samples - 1)
     clicks = chance.uniform(-1, 1, 6) * chance.some(0.15)
-    return noise.scatter_add(1, at, clicks)
+    return Recording(octaves, decay, echoes, signs, chance.uniform(0, 1, 6), clicks, limit)
 
 
 class Room(NamedTuple):
-    """Echoes after each of K delays in samples (K,) and their gains (B, K); each repeats what the
-    ones before have left, which makes 2^K. direct and tail (B, 1) are the shares of the direct
+    """Echoes after each of E delays in samples (E,) and their gains (B, E); each repeats what the
+    ones before have left, which makes 2^E. direct and tail (B, 1) are the shares of the direct
     sound and of all echoes that are heard."""
     delays: torch.Tensor
     gains: torch.Tensor
@@ -267,23 +280,20 @@ class Room(NamedTuple):
     tail: torch.Tensor
 
 
-def draw_room(chance):
-    """Decaying rooms: 60 dB down after 0.05 to 1.2 s, 24 dB under the direct sound to 12 over it"""
-    device = chance.how['device']
-    # All examples share the delays, from 2 ms up, each about twice the one before.
-    delays = 0.002 * 2 ** torch.arange(9, device=device)
-    delays = delays * (0.7 + 0.6 * torch.rand(9, **chance.how))
-    gains = 10 ** (-3 * delays / chance.log_uniform(0.05, 1.2))
+def draw_room(recording, generator):
+    """The rooms of B rows, which share the delays: from 2 ms up, each about twice the one before"""
+    random = torch.rand(ECHOES, generator=generator, device=recording.decay.device)
+    delays = 0.002 * 2 ** torch.arange(ECHOES, device=random.device)
+    delays = delays * (0.7 + 0.6 * random)
+    gains = 10 ** (-3 * delays / recording.decay)
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
     # Direct sound and echoes together are as loud as the tones alone.
-    echoes = gain(chance.uniform(-24, 12))
-    direct = (1 + echoes.square()).rsqrt()
-    signs = torch.where(chance.uniform(0, 1, 9) < 0.5, -1.0, 1.0)
+    direct = (1 + recording.echoes.square()).rsqrt()
     return Room(
         delays=(delays * SAMPLE_RATE).long(),
-        gains=gains * signs,
+        gains=gains * recording.signs,
         direct=direct,
-        tail=direct * echoes * energy.rsqrt(),
+        tail=direct * recording.echoes * energy.rsqrt(),
     )
 
 
@@ -300,15 +310,31 @@ def reverberate(waves, room):
     return room.direct * waves + room.tail * (wet - waves)
 
 
-def draw_limit(chance):
-    """Amplitudes (n, 1) over which nothing can be recorded: a seventh of the examples is clipped"""
-    limit = LOUDNESS * chance.log_uniform(0.1, 1)
-    return torch.where(chance.some(1 / 7), limit, math.inf)
+def coloured(white, each):
+    """White noise (B, S) -> a sum of octaves, (B, S), of which each has its amplitude in (B, K). In
+    an octave a number stays for twice as long as in the one above."""
+    at = torch.arange(white.shape[1], device=white.device)
+    octaves = [white[:, at >> k] for k in range(each.shape[1])]
+    amplitudes = each[:, None].unbind(2)
+    return sum(a * octave for a, octave in zip(amplitudes, octaves, strict=True))
 
 
 def overdriven(waves, limit):
     """Waveforms (B, S) clipped at `limit` (B, 1), and played as loud as before"""
     return waves.clamp(-limit, limit) * (LOUDNESS / limit).clamp(min=1)
+
+
+def noisy(waves, white, octaves, limit):
+    """Waveforms (B, S) in noise, which is white (B, S) coloured by `octaves` (B, K), and clipped"""
+    return overdriven(waves + coloured(white, octaves), limit)
+
+
+def answered(repeated, limit, kept, made):
+    """The answer (B, S): what it repeats, clipped as its question, in those 10 ms that are kept
+    (B, S / 160), and what it plays anew. What echoes into a gap, or into the slot of something new,
+    is no part of it."""
+    blocks = overdriven(repeated, limit).unflatten(1, (kept.shape[1], -1))
+    return (blocks * kept[:, :, None]).flatten(1) + made
 
 
 def answer_rhythm(task, asked, rhythm):
@@ -342,14 +368,6 @@ def repeats_at(task, asked, wanted, rhythm, n, interval):
     return sounds & repeats.gather(1, slot)
 
 
-def only_repeated(waves, task, asked, wanted, rhythm):
-    """Waveforms (B, S) without what echoes into a gap, or into the slot of something new"""
-    block = SAMPLE_RATE // 100
-    blocks = waves.unflatten(1, (-1, block))
-    kept = repeats_at(task, asked, wanted, rhythm, blocks.shape[1], 0.01)
-    return (blocks * kept[:, :, None]).flatten(1)
-
-
 def play_plainly(symbols, rhythm, n_samples, play=play):
     """What is played anew, not repeated: on pitch and of middle loudness"""
     plain = rhythm._replace(
@@ -362,14 +380,26 @@ def play_plainly(symbols, rhythm, n_samples, play=play):
 
 # --- batches ---
 
-class Batch(NamedTuple):
-    question: torch.Tensor   # (B, S) waveform with noise
-    answer: torch.Tensor     # (B, S) waveform without
+class Drawn(NamedTuple):
+    """All that is drawn for each of B examples, but for its sound"""
     lengths: torch.Tensor    # (B,) samples of the question that count, the same for the answer
     changed: torch.Tensor    # (B,) samples up to the last slot where the answer is not the question
     asked: torch.Tensor      # (B, N) symbols
     wanted: torch.Tensor     # (B, N) symbols
     to_neighbour: torch.Tensor  # (B,) how many rows further on a decoy for this row stands
+    rhythm: Rhythm
+    recording: Recording
+
+
+class Batch(NamedTuple):
+    question: torch.Tensor   # (B, S) waveform with noise
+    answer: torch.Tensor     # (B, S) waveform without
+    repeats: torch.Tensor    # (B, S / 160) which 10 ms of the answer repeat the question
+    lengths: torch.Tensor    # these are as drawn
+    changed: torch.Tensor
+    asked: torch.Tensor
+    wanted: torch.Tensor
+    to_neighbour: torch.Tensor
     rhythm: Rhythm
 
 
@@ -377,35 +407,26 @@ class Synthesis(NamedTuple):
     """What most of the time goes into; a GPU is handed faster functions of the same names."""
     play: Callable = play
     reverberate: Callable = reverberate
-    coloured: Callable = coloured
-    overdriven: Callable = overdriven
+    noisy: Callable = noisy
+    answered: Callable = answered
 
 
-def recorded(question, repeated, noise, room, rows, limit, synthesis):
-    """Question and what the answer repeats of it, (B, S) each, as they are recorded: some rows in a
-    room, in which the repeated sounds like the question; noise behind the question; both clipped"""
-    room = Room(room.delays, *[t[rows].repeat(2, 1) for t in room[1:]])
-    both = torch.cat([question[rows], repeated[rows]])
-    both = synthesis.reverberate(both, room).chunk(2)
-    question = question.index_copy(0, rows, both[0])
-    repeated = repeated.index_copy(0, rows, both[1])
-    question = synthesis.overdriven(question + noise, limit)
-    return question, synthesis.overdriven(repeated, limit)
+def last_change(asked, wanted, rhythm):
+    """Samples up to the last slot where rows (B, N) differ -> (B,)"""
+    end = (rhythm.end * SAMPLE_RATE).round().long()
+    return torch.where(asked != wanted, end, 0).amax(1)
 
 
-def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), shuffled=False,
-               sound='clean', synthesis=Synthesis(), block=BLOCK, **override):  # noqa: B008
-    """n examples of a split, or part of them, rendered, in windows of whole blocks. The generator
-    lives on `device`, except for the splits that must be the same anywhere: give those a CPU
-    generator and move the batch. shuffled=True gives every question another's answer."""
-    # What is drawn at random is drawn for all n, so that several processes draw alike.
+def draw_examples(task, split, n, generator=None, device='cpu', shuffled=False, sound='clean',
+                  block=BLOCK, **override):
+    """Draw n examples of a split -> Drawn. The generator lives on `device`. shuffled=True gives
+    every question another's answer."""
     chance = Chance(n, generator, device)
     asked, wanted = draw(task, split, n, generator, device, **override)
     if shuffled:
         wanted = wanted[chance.uniform(0, 1)[:, 0].argsort()]
     slots = asked.shape[1]
     rhythm = make_rhythm(n, slots, generator, device)
-    n_samples = max_samples(slots, block)
     # The window ends with the last slot that sounds in question or answer. In training, silence
     # may follow, as in a recording and in a line of working whose end is used up.
     sounds = (asked != REST) | (wanted != REST)
@@ -413,41 +434,58 @@ def make_batch(task, split, n, generator=None, device='cpu', part=slice(None), s
     if split == 'train':
         share = chance.uniform(0, 1)[:, 0] ** 3
         last += (share * (slots - last)).long()
-    # Clean sound has a little white noise; what real sound has is drawn for each row.
     if sound == 'real':
-        rhythm = real_rhythm(rhythm, last, n_samples, chance)
-        room, in_room = draw_room(chance), chance.uniform(0, 1)[:, 0]
-        limit = draw_limit(chance)
-        noise = real_noise(n_samples, chance, synthesis.coloured)
+        rhythm = real_rhythm(rhythm, last, max_samples(slots, block), chance)
+        recording = real_recording(chance)
     else:
-        level = chance.uniform(0, NOISE)
-        noise = level * torch.randn(n, n_samples, **chance.how)
-
-    # From here on a process plays its part alone.
-    asked, wanted, noise, last = asked[part], wanted[part], noise[part], last[part]
-    rhythm = Rhythm(*[t[part] for t in rhythm])
-    new = (asked != wanted) & (TASKS[task].source is None)
-    moved_rhythm = answer_rhythm(task, asked, rhythm)
-    end = rhythm.end.maximum(moved_rhythm.end)
+        recording = clean_recording(chance)
+    end = rhythm.end.maximum(answer_rhythm(task, asked, rhythm).end)
     end = (end * SAMPLE_RATE).round().long()
-    question = synthesis.play(asked, rhythm, n_samples)
-    repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
-    if sound == 'real':
-        # Half of the rows are in rooms.
-        rows = in_room[part].argsort()[:len(question) // 2]
-        room = Room(room.delays, *[t[part] for t in room[1:]])
-        question, repeated = recorded(
-            question, repeated, noise, room, rows, limit[part], synthesis)
-        # What echoes into a gap is no part of the answer.
-        repeated = only_repeated(repeated, task, asked, wanted, rhythm)
-    else:
-        question = question + noise
-    made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
+    changed = last_change(asked, wanted, rhythm) if TASKS[task].source is None else 0 * last
     # The tasks draw neighbours side by side.
-    to_neighbour = 1 - 2 * (torch.arange(len(asked), device=device) % 2)
-    changed = torch.where(new, end, 0).amax(1)
+    to_neighbour = 1 - 2 * (torch.arange(n, device=device) % 2)
     lengths = end.gather(1, last[:, None])[:, 0]
-    return Batch(question, repeated + made, lengths, changed, asked, wanted, to_neighbour, rhythm)
+    return Drawn(lengths, changed, asked, wanted, to_neighbour, rhythm, recording)
+
+
+def render(task, drawn, n_samples, white, generator=None, synthesis=Synthesis(),  # noqa: B008
+           own=(), is_own=()):
+    """What is Drawn, in windows of n_samples, before white noise (B, n_samples) -> Batch. The last
+    m rows may have a sound of their own (m, n_samples), which they have where is_own (m,) says so.
+    """
+    asked, wanted, rhythm, recording = drawn.asked, drawn.wanted, drawn.rhythm, drawn.recording
+    new = (asked != wanted) & (TASKS[task].source is None)
+    question = synthesis.play(asked, rhythm, n_samples)
+    moved_rhythm = answer_rhythm(task, asked, rhythm)
+    repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
+    if recording.signs.shape[1]:
+        # What is repeated sounds like the question, in its room.
+        room = draw_room(recording, generator)
+        question = synthesis.reverberate(question, room)
+        repeated = synthesis.reverberate(repeated, room)
+    if len(own):
+        m, is_own = len(own), is_own[:, None]
+        question[-m:] = torch.where(is_own, own, question[-m:])
+        repeated[-m:] = torch.where(is_own, own, repeated[-m:])
+    click_at = (recording.click_at * n_samples).long().clamp(max=n_samples - 1)
+    question = question.scatter_add(1, click_at, recording.clicks)
+    question = synthesis.noisy(question, white, recording.octaves, recording.limit)
+    repeats = repeats_at(task, asked, wanted, rhythm, n_samples * 100 // SAMPLE_RATE, 0.01)
+    made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
+    answer = synthesis.answered(repeated, recording.limit, repeats, made)
+    return Batch(question, answer, repeats, drawn.lengths, drawn.changed, asked, wanted,
+                 drawn.to_neighbour, rhythm)
+
+
+def make_batch(task, split, n, generator=None, device='cpu', synthesis=Synthesis(),  # noqa: B008
+               block=BLOCK, **how):
+    """n examples of a split, drawn by draw_examples and rendered, in windows of whole blocks. The
+    generator lives on `device`, except for the splits that must be the same anywhere: give those a
+    CPU generator and move the batch."""
+    drawn = draw_examples(task, split, n, generator, device, block=block, **how)
+    n_samples = max_samples(drawn.asked.shape[1], block)
+    white = torch.randn(n, n_samples, generator=generator, device=device)
+    return render(task, drawn, n_samples, white, generator, synthesis)
 
 
 def split_batches(task, split, n, seed=1337, device='cpu', **override):

@@ -42,17 +42,22 @@ def one_pass(model, question, spectrum, lengths, noise=None):
     """As in reply -> the answer's waveform (B, T * token), silent beyond each length, and the logit
     that this is the answer (B,), or None"""
     answer = reply(model, question, spectrum, lengths, noise)
-    return sound_of(model, answer.frames, spectrum, lengths), answer.halt
+    magnitude = to_play(model, answer.frames)
+    return sound_of(model, magnitude, spectrum, lengths), answer.halt
 
 
-def sound_of(model, frames, spectrum, lengths):
-    """Answer frames (B, frames, F), the question's spectrum, lengths (B,) -> silent beyond these"""
-    s = model.spectrum
+def to_play(model, frames):
+    """Answer frames (B, frames, F) -> the magnitudes that are played"""
     # Faint remains of a tone that went would be heard again.
-    frames = s.squelch(frames)
+    frames = model.spectrum.squelch(frames)
     # Without a limit a tone grows louder with each pass.
-    magnitude = s.exp(frames).clamp(max=LOUDNESS)
-    wave = s.wave(magnitude, spectrum)
+    return model.spectrum.exp(frames).clamp(max=LOUDNESS)
+
+
+def sound_of(model, magnitude, spectrum, lengths):
+    """Magnitudes to_play (B, frames, F), the question's spectrum, lengths (B,) -> waveforms (B, S),
+    silent beyond these"""
+    wave = model.spectrum.wave(magnitude, spectrum)
     at = torch.arange(wave.shape[1], device=wave.device)
     return wave * (at < lengths[:, None])
 

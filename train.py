@@ -56,7 +56,6 @@ front = 'stft'           # what the encoder hears
 # losses: their weights; 0 turns one off
 w_frames = 1.0           # L1 + L2 of the compressed frames
 w_symbols = 0.1          # cross-entropy of each token's symbol; the alignment is known
-w_ctc = 0.0              # instead of it: of all symbols, of any alignment
 w_so_far = 0.1           # cross-entropy of what the question comes to so far, from the encoder
 w_halt = 0.1             # with halting: of whether the answer is the last line of the working
 # optimizer
@@ -90,7 +89,6 @@ from functools import partial
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import fast
@@ -113,7 +111,7 @@ pauses_of = for_each(config, 'pauses', names, int)
 shares = None if mix == 'error' else for_each(config, 'mix', names, float)
 # What is worked out at once leaves little to copy, and nothing to hide.
 hides = [t for t in names if hide and TASKS[t].hides and (t in spoken or not TASKS[t].working)]
-weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt')}
+weights = {key: config[key] for key in ('w_frames', 'w_symbols', 'w_so_far', 'w_halt')}
 shares_of_one = 'hide', 'replay', 'difficulty', 'curriculum', 'mixed_symbols'
 not_negative = 'warmup_iters', 'learning_rate', 'min_lr', 'weight_decay', 'grad_clip', *weights
 one_or_more = ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'log_interval',
@@ -135,8 +133,7 @@ for is_wrong, why in (
     (hides and batch_size // world % 2, "hide needs an even number of examples in each process"),
     (hide and not c.pointer, "hide needs the pointer: what is hidden can only be pointed at"),
     (prepare.BLOCK % c.token, f"patch must divide {c.patch * prepare.BLOCK // c.token} frames"),
-    (not w_frames + w_symbols + w_ctc, "with every loss turned off nothing is learned"),
-    (w_ctc and compile, "w_ctc needs compile=False: a CUDA graph cannot hold it"),
+    (not w_frames + w_symbols, "with every loss turned off nothing is learned"),
 ):
     if is_wrong:
         fail(why)
@@ -210,7 +207,8 @@ level = torch.full((), difficulty, device=device)
 skipped, in_a_row = torch.zeros(2, dtype=torch.int64, device=device)  # updates that are no numbers
 # wrong is the share of the validation questions; to_validate says that a stop came in between.
 wrong = dict.fromkeys(names, 1.0)
-stands = dict(iter_num=0, best=-1.0, seconds=0.0, wrong=wrong, to_validate=False)
+stands = dict(iter_num=0, best=-1.0, seconds=0.0, wrong=wrong, to_validate=False,
+              updates=dict.fromkeys(names, 0), levels=dict.fromkeys(names, difficulty))
 if init_from == 'resume':
     if not {'optimizer', 'generator', 'task_random', *stands} <= checkpoint.keys():
         fail(f"{out_dir}/ckpt.pt cannot be resumed: it holds weights only")
@@ -247,44 +245,71 @@ def save(name):
         fail(f"cannot write {path} ({e.strerror}); what was saved before is whole", 1)
 
 
-# --- one update ---
-# Tasks of about as long questions share what is compiled.
-block = 4 * prepare.BLOCK if compile else prepare.BLOCK
-synthesis = fast.compiled_synthesis() if compile else prepare.Synthesis()
-measure = torch.compile(lessons.losses, dynamic=False) if compile else lessons.losses
-part = processes.part_of(batch_size)
+# --- examples, drawn for several updates of a task at once: see fast/lots.py ---
+block = prepare.BLOCK * (4 if compile else 1)  # GPUs like larger ones
+synthesis = fast.synthesis(device) if compile else prepare.Synthesis()
+part, n_rows = processes.part_of(batch_size), batch_size // world
+n_own = 2 * round(replay * n_rows / 2)  # conversations
 
 
-def examples(task):
-    """An Example for each forward of an update"""
+def draw(task, n, generator):
+    """n examples of a task"""
     wishes = taken(task, level=level, pairs=task in hides, mixed_symbols=mixed_symbols)
-    for _ in range(gradient_accumulation_steps):
-        batch = prepare.make_batch(task, 'train', batch_size, generator, device, part, shuffled,
-                                   sound, synthesis, block, aloud=task in spoken,
-                                   pauses=pauses_of[task], **wishes)
+    return prepare.draw_examples(task, 'train', n, generator, device, shuffled, sound, block,
+                                 aloud=task in spoken, pauses=pauses_of[task], **wishes)
+
+
+lots = fast.Lots(draw, spoken, n_rows, n_own, gradient_accumulation_steps, block, device)
+
+
+def level_now():
+    """The difficulty, as far as it has risen"""
+    return difficulty * min(1, iter_num / (curriculum * max_iters)) if curriculum else difficulty
+
+
+def next_window(task):
+    """Choose what the next update hears -> how many samples its window has"""
+    n = stands['updates'][task]
+    stands['updates'][task] += 1
+    if not n % fast.LOT:
+        stands['levels'][task] = level_now()
+    level.fill_(stands['levels'][task])
+    return lots.next(task, n, seed)
+
+
+def examples(task, n_samples):
+    """An Example for each forward of an update"""
+    teaches = TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken)
+    for i in range(gradient_accumulation_steps):
+        drawn, so_far, is_last, talk, own = lots.batch(task, i, n_samples)
+        white = torch.randn(batch_size, n_samples, generator=generator, device=device)[part]
+        batch = prepare.render(task, drawn, n_samples, white, generator, synthesis, *own)
         # What is repeated is not to be learned by heart.
-        may_generate = lessons.new_frames(task, batch) if c.pointer else None
+        may_generate = ~batch.repeats if c.pointer else None
         hiding = None
         if task in hides:
-            hiding = lessons.hide_from(batch, hide, batch_size, part, c, generator)
-        yield lessons.Example(batch, may_generate, hiding)
+            hiding = lessons.hide_from(batch, hide, batch_size, part, c, generator, len(talk))
+        so_far = so_far if teaches else None
+        yield lessons.Example(batch, may_generate, hiding, so_far, is_last, talk)
 
 
-def step(task, made):
-    """One update from examples(task): forward, backward, optimizer -> the numbers to log"""
-    kept = conversations.get(task)
-    for drawn in made:
-        example = lessons.with_replay(task, drawn, kept, generator) if kept else drawn
-        batch, rows = example.batch, example.replayed
-        is_last = lessons.last_line(task, batch, task in spoken) if c.halting else None
+# --- one update ---
+measure, distance = lessons.losses, fast.distance(device)
+if compile:
+    measure = fast.compiled(measure)
+
+
+def step(task, n_samples):
+    """One update: forward, backward, optimizer -> the numbers to log"""
+    for example in examples(task, n_samples):
+        batch, talk = example.batch, example.talk
         with amp:
             answer = model(batch.question, batch.lengths, example.may_generate, example.hiding)
-            parts = measure(model, answer, example, is_last, task, weights, task in spoken)
+            parts = measure(model, answer, example, weights, distance)
             loss = sum(weights[k] * v for k, v in parts.items())
         (loss / gradient_accumulation_steps).backward()
-        if kept:
-            fresh = tree_map(partial(torch.index_select, dim=0, index=rows), drawn.batch)
-            lessons.go_on(task, model, answer.frames[rows], kept, fresh, generator, synthesis.play)
+        if len(talk):
+            lots.replied(task, talk, *lessons.reply(model, answer.frames[-len(talk):], batch))
     numbers = {'loss': loss.detach(), **{k[2:]: v.detach() for k, v in parts.items()}}
     processes.average([p.grad for p in model.parameters() if p.grad is not None])
     processes.average(list(numbers.values()))
@@ -299,14 +324,10 @@ def step(task, made):
     return {**numbers, 'norm': norm, 'skipped': skipped, 'in a row': in_a_row}
 
 
-# A conversation takes the place of a row, and with it that of the row's neighbour.
-n_replayed = 2 * round(replay * batch_size / world / 2)
-conversations = {}
-for t in spoken if n_replayed else ():
-    conversations[t] = lessons.begin(next(examples(t)).batch, n_replayed)
-graphs, update = {}, None
+graphs, update = {}, step
 if cuda_graphs:
-    graphs, update = fast.in_graphs(examples, step, generator)
+    lots.refill = fast.in_graphs(lots.refill, graphs, lots.generator)
+    update = fast.in_graphs(step, graphs, generator)
 
 
 def get_lr(it):
@@ -333,7 +354,7 @@ def validate_and_save():
     is_better = score >= stands['best']
     stands.update(wrong={t: 1 - x for t, x in right.items()}, best=max(stands['best'], score),
                   seconds=time.time() - began, to_validate=False)
-    log({'level': float(level), 'odds': odds, **found})
+    log({'level': level_now(), 'odds': odds, **found})
     shown = ', '.join(f"{t} {found['val'][t]:.4f} {found['val_ood'][t]:.4f}" for t in names)
     tell(f"validation exact match, in and out of distribution: {shown}")
     if is_better:  # first: a run that is killed in between does this evaluation again
@@ -365,14 +386,11 @@ while iter_num < max_iters and not ended:
     # --- step ---
     odds = shares or {t: max(stands['wrong'][t], 0.1) for t in names}  # none is forgotten
     task = task_random.choices(names, [odds[t] for t in names])[0]
-    if curriculum:
-        level.fill_(difficulty * min(1, iter_num / (curriculum * max_iters)))
-    # A task's first graph comes with more updates than one: those that warm it up.
-    numbers, done = update(task) if update else (step(task, examples(task)), 1)
-    iter_num = stands['iter_num'] = iter_num + done
-    bar.update(done)
-    log_now = iter_num % log_interval < done
-    evaluate_now = iter_num % eval_interval < done or iter_num >= max_iters
+    numbers = update(task, next_window(task))
+    iter_num = stands['iter_num'] = iter_num + 1
+    bar.update()
+    log_now = iter_num % log_interval == 0
+    evaluate_now = iter_num % eval_interval == 0 or iter_num >= max_iters
     # Several processes stop at the same iteration.
     ended = bool(stop) and world == 1
     if log_now or evaluate_now:

@@ -54,3 +54,10 @@ def in_any(flag, device):
 def end():
     if world > 1:
         dist.destroy_process_group()
+
+
+def largest(x):
+    """A tensor -> the largest of each number in any process"""
+    if world > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x

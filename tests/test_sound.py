@@ -3,22 +3,27 @@ How questions sound: the synthesizer, batches, and what is done to them.
 
 $ python -m pytest tests/test_sound.py
 """
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 import prepare
 from audio.tune import hertz_off, hurried, prepared, tuned
 from exam import edit_distance
 from lab.conditions import SOUNDS, as_heard
 from prepare import (
+    BLOCK,
     LOUDNESS,
-    Synthesis,
+    draw_examples,
     make_batch,
     make_rhythm,
     max_samples,
     play,
+    render,
     split_batches,
 )
 from tasks import REST, TASKS, encode
@@ -73,7 +78,7 @@ def test_question_and_answer_of_a_batch_are_what_the_scorer_hears(task):
     b = make_batch(task, 'train', 32, gen(7))
     assert transcribe(b.question) == texts_of(b.asked)
     assert transcribe(b.answer) == texts_of(b.wanted)
-    assert b.question.shape[1] % prepare.BLOCK == 0
+    assert b.question.shape[1] % BLOCK == 0
     assert b.lengths.max() <= b.question.shape[1] <= max_samples(b.asked.shape[1])
     silent = torch.arange(b.question.shape[1]) >= b.lengths[:, None]
     assert (b.answer * silent).abs().max() == 0  # the window holds the whole answer
@@ -138,7 +143,7 @@ def test_real_sound_is_heard_in_its_window(task):
     assert b.question.shape == clean.question.shape
     assert torch.equal(b.asked, clean.asked)
     right = [h == w for h, w in zip(transcribe(b.answer), texts_of(b.wanted), strict=True)]
-    assert np.mean(right) > 0.85  # some rooms are such that the question is not heard either
+    assert np.mean(right) > 0.75  # some rooms are such that the question is not heard either
     # Its tempo varies, and so does its pitch.
     length = b.rhythm.length.mean(1)
     assert length.min() < 0.07 and length.max() > 0.12
@@ -155,19 +160,23 @@ def test_nothing_of_a_room_is_repeated_in_gaps(task):
     assert (level[sounds] > 0.01).float().mean() > 0.9
 
 
-def test_half_of_a_batch_is_in_rooms_whoever_that_is():
-    """Here no tone is heard in a room, so it is known who is in one."""
-    without_tones = Synthesis(reverberate=lambda waves, room: 0 * waves)
-    times, neighbours = torch.zeros(8), set()
-    for seed in range(100):
-        b = make_batch('mirror', 'train', 8, gen(seed), sound='real', synthesis=without_tones,
-                       high=3)
-        in_rooms = (b.answer == 0).all(1)
-        assert in_rooms.sum() == 4
+def test_about_half_of_the_rows_are_in_rooms_whoever_that_is():
+    times, n_in_rooms, together = torch.zeros(8), set(), 0
+    for seed in range(150):
+        drawn = draw_examples('mirror', 'train', 8, gen(seed), sound='real', high=3)
+        dry = drawn.recording._replace(echoes=torch.zeros_like(drawn.recording.echoes))
+        heard, direct = (render('mirror', x, BLOCK, torch.zeros(8, BLOCK), gen(seed))
+                         for x in (drawn, drawn._replace(recording=dry)))
+        in_rooms = (heard.question != direct.question).any(1)
+        assert torch.equal(in_rooms, (heard.answer != direct.answer).any(1))
         times += in_rooms
-        neighbours.add(int(in_rooms[0] == in_rooms[1]))
-    assert 30 < times.min() and times.max() < 70
-    assert neighbours == {0, 1}
+        n_in_rooms.add(int(in_rooms.sum()))
+        together += bool(in_rooms[0] == in_rooms[1])
+    assert times.mean() / 150 == pytest.approx(1 / 2, abs=0.05)
+    # Each row is drawn for itself, wherever it stands.
+    assert 50 < times.min() and times.max() < 100
+    assert {1, 2, 6, 7} <= n_in_rooms
+    assert 50 < together < 100
 
 
 def test_each_row_of_a_batch_has_another_for_its_neighbour():
@@ -178,34 +187,104 @@ def test_each_row_of_a_batch_has_another_for_its_neighbour():
     assert b.to_neighbour.all()
 
 
+# --- what is drawn, and how it is rendered ---
+
+def rendered(task, drawn, n_samples, **more):
+    """What is Drawn in a window, with the same noise and room each time"""
+    white = torch.randn(len(drawn.asked), 20 * BLOCK, generator=gen(8))[:, :n_samples]
+    return render(task, drawn, n_samples, white, gen(9), **more)
+
+
 @pytest.mark.parametrize('sound', ['clean', 'real'])
-def test_a_part_of_a_batch_is_made_of_the_same_questions(sound):
-    whole, half = (make_batch('mod', 'train', 8, gen(), part=part, sound=sound)
-                   for part in (slice(None), slice(4, 8)))
-    assert torch.equal(half.asked, whole.asked[4:])
-    assert torch.equal(half.rhythm.start, whole.rhythm.start[4:])
-    assert torch.equal(half.lengths, whole.lengths[4:])
-    if sound == 'clean':
-        assert torch.equal(half.question, whole.question[4:])
+@pytest.mark.parametrize('task', ['mod', 'reverse'])
+def test_a_part_of_what_is_drawn_sounds_as_in_the_whole(task, sound):
+    drawn = draw_examples(task, 'train', 8, gen(), sound=sound)
+    n_samples = max_samples(drawn.asked.shape[1])
+    white = torch.randn(8, n_samples, generator=gen(8))
+    whole = render(task, drawn, n_samples, white, gen(9))
+    half = render(task, tree_map(lambda t: t[4:], drawn), n_samples, white[4:], gen(9))
+    for mine, all_rows in zip(tree_leaves(half), tree_leaves(whole), strict=True):
+        assert torch.equal(mine, all_rows[4:])
 
 
-def test_a_room_is_the_same_for_all_delays_and_dies_away():
-    chance = prepare.Chance(50, gen(1), 'cpu')
-    room = prepare.draw_room(chance)
-    click = torch.zeros(50, 32000)
+@pytest.mark.parametrize('task, sound', [
+    ('mirror', 'clean'), ('mod', 'clean'), ('reverse', 'clean'), ('mod', 'real'),
+])
+def test_a_window_shows_as_much_of_a_sound_as_it_holds(task, sound):
+    drawn = draw_examples(task, 'train', 12, gen(6), sound=sound)
+    # Clicks fall anywhere in a window.
+    quiet = drawn.recording._replace(clicks=0 * drawn.recording.clicks)
+    drawn = drawn._replace(recording=quiet)
+    n_samples = max_samples(drawn.asked.shape[1])
+    whole = rendered(task, drawn, n_samples)
+    for other in (n_samples + 3 * BLOCK, n_samples - BLOCK, 2 * BLOCK):
+        found, n = rendered(task, drawn, other), min(other, n_samples)
+        assert found.question.shape == found.answer.shape == (12, other)
+        assert (found.question[:, :n] - whole.question[:, :n]).abs().max() < 1e-5
+        assert (found.answer[:, :n] - whole.answer[:, :n]).abs().max() < 1e-5
+        for now, then in zip(tree_leaves(found[2:]), tree_leaves(whole[2:]), strict=True):
+            assert torch.equal(now, then)
+
+
+def test_clicks_fall_into_every_window():
+    drawn = draw_examples('mirror', 'train', 200, gen(6), sound='real', high=3)
+    faint = drawn.recording._replace(octaves=0 * drawn.recording.octaves)
+    for n_samples in (BLOCK, 5 * BLOCK):
+        heard, quiet = (rendered('mirror', drawn._replace(recording=r), n_samples).question
+                        for r in (faint, faint._replace(clicks=0 * faint.clicks)))
+        clicks = (heard != quiet).sum(1)
+        assert 10 < (clicks > 0).sum() < 60
+        assert 4 <= clicks.max() <= 6
+
+
+@pytest.mark.parametrize('sound', ['clean', 'real'])
+def test_a_sound_of_its_own_is_heard_where_it_is_said(sound):
+    drawn = draw_examples('mod', 'train', 10, gen(6), aloud=True, sound=sound)
+    none = drawn.recording._replace(octaves=0 * drawn.recording.octaves,
+                                    clicks=0 * drawn.recording.clicks,
+                                    limit=torch.full((10, 1), math.inf))
+    drawn = drawn._replace(recording=none)
+    n_samples = max_samples(drawn.asked.shape[1])
+    own = 0.1 * torch.randn(4, n_samples, generator=gen(1))
+    is_own = torch.tensor([True, False, False, True])
+    without = rendered('mod', drawn, n_samples)
+    found = rendered('mod', drawn, n_samples, own=own, is_own=is_own)
+    mine, others = torch.tensor([6, 9]), torch.tensor([0, 1, 2, 3, 4, 5, 7, 8])
+    assert torch.equal(found.question[mine], own[is_own])
+    for now, then in zip(found[:2], without[:2], strict=True):
+        assert torch.equal(now[others], then[others])
+    # What is repeated is one's own, too; what is new is played as before.
+    repeats = prepare.repeats_at('mod', drawn.asked, drawn.wanted, drawn.rhythm,
+                                 n_samples // 160, 0.01).repeat_interleave(160, 1)
+    assert (found.answer[mine] - own[is_own]).abs()[repeats[mine]].max() < 1e-6
+    assert torch.equal(found.answer[~repeats], without.answer[~repeats])
+    assert (found.answer[mine] != 0)[~repeats[mine]].any()
+
+
+def real_recording(n):
+    return prepare.real_recording(prepare.Chance(n, gen(1), 'cpu'))
+
+
+def test_a_room_has_the_same_delays_for_all_and_dies_away():
+    recording = real_recording(100)
+    room = prepare.draw_room(recording, gen(2))
+    click = torch.zeros(100, 32000)
     click[:, 0] = 1
     heard = prepare.reverberate(click, room)
     direct, tail = heard[:, 0].square(), heard[:, 1:].square().sum(1)
-    assert torch.allclose(direct + tail, torch.ones(50), rtol=0.1)  # as loud as the click alone
-    assert (tail / direct).min() < 0.1 and 4 < (tail / direct).max() <= 17
+    assert torch.allclose(direct + tail, torch.ones(100), rtol=0.1)  # as loud as the click alone
+    in_room = recording.echoes[:, 0] > 0
+    assert 35 < in_room.sum() < 65
+    assert torch.equal(heard[~in_room], click[~in_room])
+    heard, louder = heard[in_room], (tail / direct)[in_room]
+    assert louder.min() < 0.1 and 4 < louder.max() <= 17
     early = heard[:, 1:4000].square().sum(1)
     late = heard[:, 16000:20000].square().sum(1)
     assert (late < early).all()
 
 
 def test_some_examples_are_clipped_and_as_loud_as_before():
-    chance = prepare.Chance(700, gen(1), 'cpu')
-    limit = prepare.draw_limit(chance)
+    limit = real_recording(700).limit
     assert 60 < torch.isfinite(limit).sum() < 140
     tones = play(torch.tensor([encode('ABCDEF')] * 700), make_rhythm(700, 6, gen()), 16000)
     heard = prepare.overdriven(tones, limit)
