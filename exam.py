@@ -157,7 +157,7 @@ def graded(task, rows, think):
 
 # --- while training ---
 
-def validate(model, tasks, aloud, n, seed, device, think, sound, level, door=None):
+def validate(model, tasks, aloud, n, seed, device, think, sound, level):
     """n validation questions of each task, of a level of difficulty -> {'val': {task: exact match},
     'val_ood': the same out of distribution, 'token_accuracy': ..., 'edit_distance': ...}, the last
     two of val"""
@@ -172,8 +172,8 @@ def validate(model, tasks, aloud, n, seed, device, think, sound, level, door=Non
         for task in tasks:
             passes = think if task in aloud else 1
             for split in ('val_ood', 'val'):
-                r = evaluate(model, task, split, n, seed, device, passes, sound, door=door,
-                             how=how, **taken(task, level=level))
+                r = evaluate(model, task, split, n, seed, device, passes, sound, how=how,
+                             **taken(task, level=level))
                 found[split][task] = r['exact_match']
             for key in ('token_accuracy', 'edit_distance'):
                 found[key][task] = r[key]

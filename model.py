@@ -414,8 +414,10 @@ def local_attention(q, k, v, valid, reach, causal=False):
     h, T or 1, d), which may be the same for all tokens and are not yet rotated, v (B, h, T, any),
     valid (B or 1, 1, T) bool -> (B, h, T, any)"""
     T, d = v.shape[2], q.shape[3]
-    q = rotary(q.expand(-1, -1, T, -1))
-    k = rotary(k.expand(-1, -1, T, -1))
+    # Turned by the clock, a query and a key that are the same for all tokens tell their times.
+    q = q.expand(-1, -1, T, -1)
+    k = k.expand(-1, -1, T, -1)
+    q, k = rotary(q), rotary(k)
     q = F.pad(q, (0, 0, 0, -T % WINDOW))
     q = q.unflatten(2, (-1, WINDOW))  # (B, h, T / w, w, d)
     score = q @ around(k).transpose(-1, -2)  # (B, h, T / w, w, 3w)
@@ -465,7 +467,8 @@ def windowed_attention(qkv, n):
     q, k, v = heads.chunk(3, 1)  # (B, h, T, d)
     # Padding comes last, and is never looked at.
     valid = torch.ones_like(qkv[:1, None, :, 0], dtype=torch.bool)
-    return join_heads(local_attention(q, k, v, valid, WINDOW, causal=True))
+    y = local_attention(q, k, v, valid, WINDOW, causal=True)
+    return join_heads(y)
 
 
 class SelfAttention(nn.Module):
@@ -536,7 +539,8 @@ class CrossAttention(nn.Module):
         k = F.linear(found, self.k.weight.chunk(2)[0])
         v = F.linear(found, self.v.weight.chunk(2)[0])
         k, v = split_heads(k, h), split_heads(v, h)  # (B, h, T, d)
-        return self.content_attention(self.content_query(q, own), k, v, known)
+        q = self.content_query(q, own)
+        return self.content_attention(q, k, v, known)
 
     def by_clock(self, q, own, frames, valid):
         """The other half, and the pointer, which is one more such head and reaches less far:
@@ -545,8 +549,8 @@ class CrossAttention(nn.Module):
         k = F.linear(own, self.k.weight.chunk(2)[1])
         v = F.linear(own, self.v.weight.chunk(2)[1])
         k, v = split_heads(k, h), split_heads(v, h)
-        pointer_key = self.pointer_key.to(k.dtype)[None, None, None]
-        # Turned by the clock, a query and a key that are the same for all tokens tell their times.
+        pointer_key = self.pointer_key.to(k.dtype)
+        pointer_key = pointer_key[None, None, None]  # (1, 1, 1, d)
         clock_q, pointer_q = q.split((h, 1), 1)
         clock = self.local_attention(clock_q, k, v, valid, WINDOW)
         frames = frames[:, None]

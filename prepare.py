@@ -252,9 +252,11 @@ def real_recording(chance):
     """Noise from none to 6 dB over the tones, white or falling off towards high pitches, with a few
     clicks; for half of the rows a room, 60 dB down after 0.05 to 1.2 s, its echoes 24 dB under the
     direct sound to 12 over it; a seventh is clipped"""
+    # The room: how long it rings, and how loud.
     decay = chance.log_uniform(0.05, 1.2)
     echoes = gain(chance.uniform(-24, 12)) * chance.some(0.5)
     signs = torch.where(chance.uniform(0, 1, ECHOES) < 0.5, -1.0, 1.0)
+    # A loud question is more than some recorders can take.
     limit = LOUDNESS * chance.log_uniform(0.1, 1)
     limit = torch.where(chance.some(1 / 7), limit, math.inf)
     # Four in ten are white: the highest octave alone.
@@ -285,6 +287,7 @@ def draw_room(recording, generator):
     random = torch.rand(ECHOES, generator=generator, device=recording.decay.device)
     delays = 0.002 * 2 ** torch.arange(ECHOES, device=random.device)
     delays = delays * (0.7 + 0.6 * random)
+    # An echo loses 60 dB in the time of decay.
     gains = 10 ** (-3 * delays / recording.decay)
     energy = (1 + gains.square()).prod(1, keepdim=True) - 1
     # Direct sound and echoes together are as loud as the tones alone.
@@ -422,9 +425,11 @@ def draw_examples(task, split, n, generator=None, device='cpu', shuffled=False, 
     """Draw n examples of a split -> Drawn. The generator lives on `device`. shuffled=True gives
     every question another's answer."""
     chance = Chance(n, generator, device)
+    # What is asked
     asked, wanted = draw(task, split, n, generator, device, **override)
     if shuffled:
         wanted = wanted[chance.uniform(0, 1)[:, 0].argsort()]
+    # When and how it is played
     slots = asked.shape[1]
     rhythm = make_rhythm(n, slots, generator, device)
     # The window ends with the last slot that sounds in question or answer. In training, silence
@@ -439,6 +444,7 @@ def draw_examples(task, split, n, generator=None, device='cpu', shuffled=False, 
         recording = real_recording(chance)
     else:
         recording = clean_recording(chance)
+    # Where the answer's tones move, its last slot may end later than the question's.
     end = rhythm.end.maximum(answer_rhythm(task, asked, rhythm).end)
     end = (end * SAMPLE_RATE).round().long()
     changed = last_change(asked, wanted, rhythm) if TASKS[task].source is None else 0 * last
@@ -454,9 +460,10 @@ def render(task, drawn, n_samples, white, generator=None, synthesis=Synthesis(),
     m rows may have a sound of their own (m, n_samples), which they have where is_own (m,) says so.
     """
     asked, wanted, rhythm, recording = drawn.asked, drawn.wanted, drawn.rhythm, drawn.recording
+    # Of the answer, some slots repeat the question, and the others are new.
     new = (asked != wanted) & (TASKS[task].source is None)
-    question = synthesis.play(asked, rhythm, n_samples)
     moved_rhythm = answer_rhythm(task, asked, rhythm)
+    question = synthesis.play(asked, rhythm, n_samples)
     repeated = synthesis.play(torch.where(new, REST, wanted), moved_rhythm, n_samples)
     if recording.signs.shape[1]:
         # What is repeated sounds like the question, in its room.
@@ -467,10 +474,12 @@ def render(task, drawn, n_samples, white, generator=None, synthesis=Synthesis(),
         m, is_own = len(own), is_own[:, None]
         question[-m:] = torch.where(is_own, own, question[-m:])
         repeated[-m:] = torch.where(is_own, own, repeated[-m:])
+    # Noise and clipping come last, as in a microphone. The repeated is clipped, too, but not noisy.
     click_at = (recording.click_at * n_samples).long().clamp(max=n_samples - 1)
     question = question.scatter_add(1, click_at, recording.clicks)
     question = synthesis.noisy(question, white, recording.octaves, recording.limit)
     repeats = repeats_at(task, asked, wanted, rhythm, n_samples * 100 // SAMPLE_RATE, 0.01)
+    # What is new is played plainly, however the question sounds.
     made = play_plainly(torch.where(new, wanted, REST), rhythm, n_samples, synthesis.play)
     answer = synthesis.answered(repeated, recording.limit, repeats, made)
     return Batch(question, answer, repeats, drawn.lengths, drawn.changed, asked, wanted,

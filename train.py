@@ -95,7 +95,6 @@ import fast
 import lessons
 import prepare
 import system
-from audio.tune import prepared
 from checkpoint import extended, load_checkpoint
 from exam import validate
 from fast import processes
@@ -269,6 +268,7 @@ def level_now():
 
 def next_window(task):
     """Choose what the next update hears -> how many samples its window has"""
+    # A task's examples do not depend on when its updates come.
     n = stands['updates'][task]
     stands['updates'][task] += 1
     if not n % fast.LOT:
@@ -281,6 +281,7 @@ def examples(task, n_samples):
     """An Example for each forward of an update"""
     teaches = TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken)
     for i in range(gradient_accumulation_steps):
+        # The random numbers of noise are those of all processes, so that several draw as one does.
         drawn, so_far, is_last, talk, own = lots.batch(task, i, n_samples)
         white = torch.randn(batch_size, n_samples, generator=generator, device=device)[part]
         batch = prepare.render(task, drawn, n_samples, white, generator, synthesis, *own)
@@ -345,7 +346,7 @@ def validate_and_save():
     if not rank:
         with system.at_once():
             found = validate(model, names, spoken, eval_samples, seed + 1, device, think, sound,
-                             difficulty, prepared)
+                             difficulty)
     found = processes.told_by_first(found)
     if not found:
         return False

@@ -36,8 +36,7 @@ def use(model, ssd='auto', compiled=False):
     if compiled:
         model.cross.compile(dynamic=True)
         model.self_attention.compile(dynamic=True)
-        for part, name in ((model, 'hear'), (model, 'play'), (model.spectrum, 'wave')):
-            setattr(part, name, graphs.compiled(getattr(part, name)))
+        model.hear, model.play = graphs.compiled(model.hear), graphs.compiled(model.play)
 
 
 def has_triton(device):

@@ -556,4 +556,5 @@ def attention_fits(q):
     """Whether these kernels can take queries (..., d): on a GPU, in half precision, and of a size
     that they can tile, on the smallest card too"""
     half = q.dtype in (torch.float16, torch.bfloat16)
-    return bool(triton) and q.is_cuda and half and q.shape[-1] <= 64
+    small = q.shape[-1] <= 64
+    return bool(triton) and q.is_cuda and half and small

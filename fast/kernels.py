@@ -572,7 +572,7 @@ class Sizes(NamedTuple):
         HP = self.H * self.P
         behind = self.W - HP - self.channels()
         block = math.gcd(64, HP, 2 * self.N)
-        return dict(SPAN=SPAN, BLOCK=block, BEHIND=triton.next_power_of_2(behind))
+        return dict(SPAN=SPAN, BLOCK=block, BEHIND=triton.next_power_of_2(behind), num_warps=2)
 
     def of_scan(self, *registers):
         """Given how many registers a thread may have, for one chunk and for several: with too many

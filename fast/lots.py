@@ -4,6 +4,7 @@ drawn. So the examples of LOT updates are drawn together and sorted: those of on
 equally long, and its window is no longer than they are. That also saves a GPU hundreds of small
 kernels an update.
 """
+import math
 import random
 from typing import NamedTuple
 
@@ -40,13 +41,17 @@ def make_lot(task, fresh, talks, aloud, n_batches):
     def joined(*ts):
         return torch.cat([t.unflatten(0, (n_batches, -1)) for t in ts], 1).flatten(0, 1)
 
-    drawn, order = fresh, fresh.lengths[:0]
+    drawn = fresh
+    order = fresh.lengths[:0]
     if talks:
         order = talks.drawn.lengths.argsort()
         again = tree_map(lambda t: t[order], talks.drawn)
         drawn = tree_map(joined, fresh, again)
-    labels = so_far(task, drawn.asked) if TASKS[task].so_far else torch.full_like(drawn.asked, -1)
-    return Lot(drawn, labels, last_line(task, drawn, aloud), order.view(n_batches, -1))
+    labels = torch.full_like(drawn.asked, -1)
+    if TASKS[task].so_far:
+        labels = so_far(task, drawn.asked)
+    is_last = last_line(task, drawn, aloud)
+    return Lot(drawn, labels, is_last, order.view(n_batches, -1))
 
 
 def window(samples):
@@ -67,17 +72,30 @@ class Lots:
     each update; block: of the window that the longest examples may have"""
 
     def __init__(self, draw, aloud, n_rows, n_own, n_batches, block, device):
-        self.draw, self.aloud, self.n_rows, self.n_own = draw, aloud, n_rows, n_own
-        self.n_batches, self.block = n_batches, block
+        self.draw = draw
+        self.aloud = aloud
+        self.n_rows = n_rows
+        self.n_own = n_own
+        self.n_batches = n_batches
+        self.block = block
         self.generator = torch.Generator(device)
-        self.which = torch.zeros((), dtype=torch.int64, device=device)  # of LOT updates is next
-        self.lots, self.talks, self.windows = {}, {}, {}
+        # Which of the LOT updates is next
+        self.which = torch.zeros((), dtype=torch.int64, device=device)
+        # For each task
+        self.lots = {}
+        self.talks = {}
+        self.windows = {}
 
     def drawn(self, task, n):
         """n examples for each batch of a Lot, the shortest first; of those of all processes mine"""
         sizes = self.n_batches * LOT, processes.world, n
-        examples = by_length(self.draw(task, sizes[0] * sizes[1] * n, self.generator))
-        return tree_map(lambda t: t.unflatten(0, sizes)[:, processes.rank].flatten(0, 1), examples)
+        examples = self.draw(task, math.prod(sizes), self.generator)
+
+        def mine(t):
+            by_process = t.unflatten(0, sizes)
+            return by_process[:, processes.rank].flatten(0, 1)
+
+        return tree_map(mine, by_length(examples))
 
     def refill(self, task):
         """Draw a task's next Lot, and let its conversations go on"""
@@ -99,12 +117,15 @@ class Lots:
         n, i = divmod(n, LOT)
         # Each Lot has a seed of its own, so that a run that is resumed draws it again.
         chance = random.Random(f'{seed} {task} {n}')
-        lot_seed, order = chance.getrandbits(62), chance.sample(range(LOT), LOT)
+        lot_seed = chance.getrandbits(62)
+        order = chance.sample(range(LOT), LOT)
         if not i or task not in self.lots:
             self.generator.manual_seed(lot_seed)
             self.refill(task)
-            longest = self.lots[task].drawn.lengths.view(LOT, -1).amax(1)
-            self.windows[task] = [*map(window, processes.largest(longest).tolist())]
+            lengths = self.lots[task].drawn.lengths.view(LOT, -1)
+            longest = processes.largest(lengths.amax(1))
+            self.windows[task] = [*map(window, longest.tolist())]
+        # They are shuffled: an order of lengths would be one of difficulty.
         self.which.fill_(order[i])
         return self.windows[task][order[i]]
 
@@ -118,7 +139,8 @@ class Lots:
         talk = lot.talk[batch[None]][0]  # a mere number as an index is read on the CPU
         own = ()
         if len(talk):
-            own = talks.own[talk, :n_samples].float(), talks.is_own[talk]
+            sound = talks.own[talk, :n_samples].float()
+            own = sound, talks.is_own[talk]
         return *chosen, talk, own
 
     def replied(self, task, talk, wave, is_right):
