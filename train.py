@@ -72,6 +72,7 @@ device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16
 compile = False          # torch.compile, and on a GPU one CUDA graph for each task
 ssd = 'auto'             # the scan: torch, mamba_ssm, or auto: whichever is the fastest
+costs = False            # say what an update costs, part by part, and end
 config = configure(globals())
 
 # isort: split
@@ -98,7 +99,7 @@ import system
 from checkpoint import extended, load_checkpoint
 from exam import validate
 from fast import processes
-from model import JMambaConfig, MiniJMamba
+from model import JMambaConfig, MiniJMamba, part_named
 from optimizer import make_optimizer
 from tasks import SYMBOLS, TASKS, check, n_labels, taken
 
@@ -374,6 +375,9 @@ def tell(text):
 
 
 # --- the loop ---
+if costs:
+    part_named('lab.costs:show')(globals())
+    sys.exit()
 stop = system.catch_signals()
 iter_num = stands['iter_num']
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=True if rank else None)

@@ -3,10 +3,12 @@ What it costs, side by side with what one would use instead.
 
 $ python -m lab.bench                                 # prints a table and writes bench.json
 $ python -m lab.bench --parts=step --configs=reverse  # a training step of your config/reverse.py
+$ python -m lab.bench --parts=update --configs=seven  # what its updates cost, task by task
 
 limits   what the machine can do at best
 audio    synthesizer and scorer, on one core
 step     a training step, and for mod other layers of as many parameters
+update   an update as train.py makes it, part by part: lab/costs.py has the columns
 mixer    a Mamba-2 layer between its two projections, in all ways that there are
 length   an answer to long sound: time and memory
 digits   the release divides long numbers
@@ -21,11 +23,11 @@ from configurator import HERE, bounds, configure, fail, names_of, run_config
 
 # --- settings ---
 out = 'bench.json'  # where the numbers go
-parts = 'limits,audio,step,mixer,length,digits,listen,scorer'
+parts = 'limits,audio,step,update,mixer,length,digits,listen,scorer'
 device = 'auto'     # auto, cpu, cuda, mps
 repeats = 10        # timed runs of each line
-# step
-configs = 'mirror,bracket,mod'  # whose training step is timed: files in config/ of one task
+# step, update
+configs = 'mirror,bracket,mod'  # files in config/: for step of one task, for update of any
 batch_size = 0      # 0 is the configs' own on a GPU, and 16 on a CPU
 # the others
 tokens = 16384      # the longest mixer
@@ -39,11 +41,15 @@ import bisect
 import ctypes
 import functools
 import gc
+import json
 import math
 import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import replace
@@ -58,15 +64,15 @@ from audio.files import STREAM_BLOCK
 from audio.listen import answers_to
 from checkpoint import load_checkpoint
 from exam import edit_distance
+from fast.graphs import WARM_UPS
 from lab.ends import brief_pass
-from lessons import Example, hide_from, last_line, losses, new_frames
+from lessons import Example, hide_from, last_line, losses
 from model import D_CONV, JMambaConfig, MiniJMamba, mixer
 from optimizer import make_optimizer
 from prepare import (
     BLOCK,
     SAMPLE_RATE,
     TONE_RMS,
-    Synthesis,
     gain,
     make_batch,
     make_rhythm,
@@ -76,12 +82,12 @@ from prepare import (
     split_batches,
 )
 from system import pick_device, write_json
-from tasks import SYMBOLS, TASKS, decode, n_labels
+from tasks import SYMBOLS, TASKS, decode, n_labels, so_far
 from think import conversation, converse
 from transcribe import find_tones, transcribe
 
 GRAPH_BLOCK = 4 * BLOCK  # samples that training pads to on a GPU
-WEIGHTS = {'w_frames': 1.0, 'w_symbols': 0.1, 'w_ctc': 0.0, 'w_so_far': 0.1, 'w_halt': 0.1}
+WEIGHTS = {'w_frames': 1.0, 'w_symbols': 0.1, 'w_so_far': 0.1, 'w_halt': 0.1}
 # For mod, instead of Mamba-2
 OTHER_LAYERS = {
     'Transformer': 'lab.baselines:Transformer',
@@ -92,18 +98,17 @@ H, P, N = 8, 32, 64  # of a Mamba-2 layer at d_model 128
 
 
 class Bench:
-    """A machine, and the table of what it takes"""
+    """A machine, and the table of what it takes; repeats: timed runs of each line"""
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, repeats):
+        self.device, self.repeats = device, repeats
         self.on_gpu = device.startswith('cuda')
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.generator = torch.Generator(device).manual_seed(0)
+        self.generators = [self.generator]  # that a CUDA graph may draw from
         self.random = {'generator': self.generator, 'device': device}
         self.threads = torch.get_num_threads()
         machine = torch.cuda.get_device_name() if self.on_gpu else platform.machine()
-        print(f"{machine}, {self.threads} threads on {os.cpu_count()} cores, torch "
-              f"{torch.__version__}")
         self.rows = [{'machine': machine, 'threads': self.threads, 'torch': torch.__version__}]
 
     def uniform(self, *shape):
@@ -128,29 +133,48 @@ class Bench:
 
     def measure(self, f, graph=False):
         """Median seconds of f(); on a GPU perhaps as one CUDA graph, so that Python's speed does
-        not count"""
+        not count, and five times in a row, so that the time of a launch does not"""
+        in_a_row = 1
         if graph and self.on_gpu:
-            f = fast.capture(f, self.generator)[0].replay
+            f, in_a_row = graph_of(f, self.generators), 5
         wait = torch.cuda.synchronize if self.on_gpu else torch.cpu.synchronize
         f()
         times = []
-        for _ in range(repeats):
+        for _ in range(self.repeats):
             wait()
             t0 = time.perf_counter()
-            f()
+            for _ in range(in_a_row):
+                f()
             wait()
-            times.append(time.perf_counter() - t0)
+            times.append((time.perf_counter() - t0) / in_a_row)
         return statistics.median(times)
+
+    def rates(self, dtype):
+        """Operations a second of a large matrix product, and bytes a second that a copy reads and
+        writes"""
+        n = 8192 if self.on_gpu else 2048
+        a = torch.randn(n, n, dtype=dtype, **self.random)
+        flops = 2 * n ** 3 / self.measure(lambda: a @ a)
+        return flops, 2 * a.numel() * a.element_size() / self.measure(a.clone)
+
+
+def graph_of(f, generators):
+    """f() on a GPU -> a function that replays it as a CUDA graph, after first runs"""
+    # PyTorch asks that these are on a stream of their own.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            f()
+    torch.cuda.current_stream().wait_stream(side)
+    return fast.capture(f, *generators)[0].replay
 
 
 # --- limits, audio ---
 
 def bench_limits(bench):
-    n = 8192 if bench.on_gpu else 2048
-    a = bench.normal(n, n)
-    flops = 2 * n ** 3 / bench.measure(lambda: a @ a)
-    moved = 2 * a.numel() * a.element_size() / bench.measure(a.clone)
-    bench.report(f"matrix product, {n} x {n}, {bench.dtype}", flops / 1e12, 'TFLOP/s')
+    flops, moved = bench.rates(bench.dtype)
+    bench.report(f"large matrix product, {bench.dtype}", flops / 1e12, 'TFLOP/s')
     bench.report('copy, read and written', moved / 1e9, 'GB/s')
 
 
@@ -176,19 +200,22 @@ def bench_audio(bench):
 # --- a training step ---
 
 def draws_of(bench, settings, c, size, synthesis):
-    """A function that makes an Example of a config's task, as train.py does, without replay"""
+    """A function that makes an Example of a config's task, as train.py does, but without replay and
+    in the window of the longest"""
     task = settings['tasks']
     aloud = bool(settings.get('aloud'))
     sound = settings.get('sound', 'clean')
     hide = settings.get('hide', 0.0) if TASKS[task].hides and c.pointer else 0.0
     block = GRAPH_BLOCK if bench.on_gpu else BLOCK
+    teaches = TASKS[task].so_far and (TASKS[task].so_far_aloud or not aloud)
 
     def draw():
         batch = make_batch(task, 'train', size, sound=sound, aloud=aloud, synthesis=synthesis,
                            block=block, pauses=int(settings.get('pauses', 0)), **bench.random)
         hiding = hide and hide_from(batch, hide, size, slice(None), c, bench.generator)
-        may_generate = new_frames(task, batch) if c.pointer else None
-        return Example(batch, may_generate, hiding or None)
+        may_generate = ~batch.repeats if c.pointer else None
+        labels = so_far(task, batch.asked) if teaches else None
+        return Example(batch, may_generate, hiding or None, labels, last_line(task, batch, aloud))
 
     return draw
 
@@ -196,11 +223,13 @@ def draws_of(bench, settings, c, size, synthesis):
 def time_step(bench, label, settings, c, draw, *beside):
     """Milliseconds of an update, as train.py makes it; on a GPU the next examples are made beside
     it. ValueError if the machine cannot have such a layer."""
-    task, aloud = settings['tasks'], bool(settings.get('aloud'))
+    torch.compiler.reset()  # or it gives up compiling at the ninth
     torch.manual_seed(0)
     model = MiniJMamba(c).to(bench.device)
     fast.use(model, compiled=bench.on_gpu)
-    loss_parts = torch.compile(losses, dynamic=False, disable=not bench.on_gpu)
+    loss_parts, distance = losses, fast.distance(bench.device)
+    if bench.on_gpu:
+        loss_parts = fast.compiled(losses)
     lr = torch.tensor(1e-4, device=bench.device)
     muon = settings.get('muon', False)
     optimizer = make_optimizer(model.named_parameters(), lr, 0.1, muon, bench.on_gpu)
@@ -208,10 +237,9 @@ def time_step(bench, label, settings, c, draw, *beside):
 
     def update(example):
         batch = example.batch
-        is_last = last_line(task, batch, aloud) if c.halting else None
         with torch.autocast('cuda', torch.bfloat16, enabled=bench.on_gpu):
             answer = model(batch.question, batch.lengths, example.may_generate, example.hiding)
-            found = loss_parts(model, answer, example, is_last, task, WEIGHTS, aloud)
+            found = loss_parts(model, answer, example, WEIGHTS, distance)
             loss = sum(WEIGHTS[key] * part for key, part in found.items())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,6 +268,10 @@ def time_step(bench, label, settings, c, draw, *beside):
     return 1000 * seconds
 
 
+def config_path(name):
+    return os.path.join(HERE, 'config', name + '.py')
+
+
 def config_of(settings):
     known = settings.keys() & JMambaConfig.__dataclass_fields__.keys()
     sizes = {'n_symbols': len(SYMBOLS), 'n_so_far': n_labels()}
@@ -247,9 +279,9 @@ def config_of(settings):
 
 
 def bench_step(bench):
-    synthesis = fast.compiled_synthesis() if bench.on_gpu else Synthesis()
+    synthesis = fast.synthesis(bench.device)
     for name in configs.split(','):
-        settings = run_config(os.path.join(HERE, 'config', name + '.py'))
+        settings = run_config(config_path(name))
         c = config_of(settings)
         size = batch_size or (settings.get('batch_size', 16) if bench.on_gpu else 16)
         draw = draws_of(bench, settings, c, size, synthesis)
@@ -264,6 +296,37 @@ def bench_step(bench):
                 bench.skip(label + other, str(e))
 
 
+# --- what updates cost, as train.py makes them ---
+
+def costs_of(bench, name, folder):
+    """Run train.py on a config and show its table -> the rows"""
+    flags = dict(costs=True, device=bench.device, init_from='scratch', out_dir=folder)
+    if not bench.on_gpu:
+        flags['compile'] = False
+    if batch_size or not bench.on_gpu:
+        flags['batch_size'] = batch_size or 16
+    command = [sys.executable, os.path.join(HERE, 'train.py'), config_path(name)]
+    command += [f'--{key}={value}' for key, value in flags.items()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        for line in training.stdout:
+            print(line, end='', flush=True)
+    if training.returncode:
+        raise ValueError(f"train.py could not say what an update of {name} costs")
+    with open(os.path.join(folder, 'costs.json'), encoding='utf-8') as f:
+        return json.load(f)
+
+
+def bench_update(bench):
+    if bench.on_gpu:
+        torch.cuda.empty_cache()  # what earlier parts needed
+    for name in configs.split(','):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = costs_of(bench, name, folder)
+        for row in rows:
+            bench.report(f"{name}, {row['task']}: an update", row['update'], 'ms')
+            bench.rows[-1].update(row)
+
+
 # --- a Mamba-2 layer between its two projections, forward and backward ---
 
 def ways_to_mix(T):
@@ -275,12 +338,11 @@ def ways_to_mix(T):
         ways += [('compiled', compiled(mixer), '' if shutil.which('g++') else no_compiler)]
         return ways + [(name, None, "it needs an NVIDIA GPU")
                        for name in ('four kernels', 'mamba_ssm kernel')]
-    from fast.kernels import SHORT, ShortMixer, kernel_missing, ssd_kernel
+    from fast.kernels import KERNEL_FROM, TritonMixer, kernel_missing, ssd_kernel
     by_kernel = functools.partial(mixer, scan=ssd_kernel)
     return ways + [
         ('compiled', compiled(mixer), ''),
-        # What the kernels leave to PyTorch is compiled, too.
-        ('four kernels', compiled(ShortMixer.apply), '' if T <= SHORT else "it is too long"),
+        ('four kernels', TritonMixer.apply, '' if T < KERNEL_FROM else "it is too long"),
         ('mamba_ssm kernel', compiled(by_kernel), kernel_missing()),
     ]
 
@@ -445,6 +507,7 @@ PARTS = {
     'limits': bench_limits,
     'audio': bench_audio,
     'step': bench_step,
+    'update': bench_update,
     'mixer': bench_mixer,
     'length': bench_length,
     'digits': bench_digits,
@@ -457,10 +520,12 @@ def main():
     bounds(globals(), repeats=1, batch_size=0, minutes=0.01, tokens=32, questions=3, digits=1)
     chosen = names_of(globals(), 'parts', PARTS)
     for name in configs.split(','):
-        settings = run_config(os.path.join(HERE, 'config', name + '.py'))
-        if settings.get('tasks') not in TASKS:
-            fail(f"configs are some that train one task, not {name!r}")
-    bench = Bench(pick_device(device))
+        settings = run_config(config_path(name))
+        if 'step' in chosen and settings.get('tasks') not in TASKS:
+            fail(f"configs of step are some that train one task, not {name!r}")
+    bench = Bench(pick_device(device), repeats)
+    print(f"{bench.rows[0]['machine']}, {bench.threads} threads on {os.cpu_count()} cores, torch "
+          f"{torch.__version__}")
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         for part in chosen:

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from lab.costs import COLUMNS, limits
 from lab.readability import count, misplaced
-from tests.helpers import output, refusal
+from model import JMambaConfig, MiniJMamba
+from tests.helpers import TINY, output, refusal
 
 BENCH = 'lab/bench.py'
 
@@ -28,7 +30,7 @@ def bench(capsys, folder, *flags):
 def test_every_line_is_printed_and_written(tmp_path, capsys):
     found = bench(capsys, tmp_path, '--parts=limits,audio,step,length', '--configs=mirror',
                   '--batch_size=2', '--minutes=0.05')
-    for part in ('matrix product', 'synthesis', 'scoring', 'mirror, d 128', 'answer'):
+    for part in ('large matrix product', 'synthesis', 'scoring', 'mirror, d 128', 'answer'):
         assert any(what.startswith(part) for what in found.rows), part
     for what, row in found.rows.items():
         line = next(line for line in found.text.splitlines() if line.startswith(what))
@@ -61,6 +63,39 @@ def test_a_config_of_ones_own(tmp_path, capsys):
     label = f"{own}, d 64, batch 2: "
     assert rows[label + 'Mini-JMamba']['parameters'] < 1000000
     assert label + 'Transformer' not in rows  # mod alone has others beside it
+
+
+def test_what_updates_cost(tmp_path, capsys):
+    own = tmp_path / 'own'
+    settings = {**TINY, 'tasks': 'mirror,mod', 'aloud': 'mod', 'mix': '1,3', 'replay': 0.5,
+                'hide': 0.5, 'sound': 'real', 'muon': True, 'n_encoder': 1, 'curriculum': 1.0}
+    own.with_suffix('.py').write_text('\n'.join(f"{k} = {v!r}" for k, v in settings.items()))
+    found = bench(capsys, tmp_path, '--parts=update', f'--configs={own}', '--batch_size=4')
+    mirror, mod, mean = [found.rows[f"{own}, {name}: an update"]
+                         for name in ('mirror', 'mod', 'mean')]
+    # Kernels are counted on a GPU only.
+    for row in mirror, mod, mean:
+        assert row.keys() - {'what', 'value', 'unit'} == {'task', *COLUMNS} - {'kernels', 'short'}
+        assert row['value'] == row['update']
+    assert mirror['replay'] == 0 < mod['replay']
+    parts = 'forward', 'backward', 'replay', 'optimizer', 'examples', 'lot'
+    for part in 'update', 'tokens', 'products', 'memory', *parts:
+        assert mean[part] == pytest.approx((mirror[part] + 3 * mod[part]) / 4)
+    # A machine that others use varies, but parts make up most of it.
+    assert 0.3 < sum(mod[part] for part in parts) / mod['update'] < 3
+    assert mean['examples/s'] == pytest.approx(4000 / mean['update'])
+    assert 0 < mod['counted'] <= 100
+    header, = [line for line in found.text.splitlines() if line.startswith('task')]
+    assert header.split() == ['task', *COLUMNS]
+
+
+def test_the_least_that_layers_take():
+    """32,768 tokens of ten layers at 400 TFLOP/s and 4 TB/s"""
+    train = SimpleNamespace(model=MiniJMamba(JMambaConfig()), dtype='bfloat16', n_rows=256,
+                            gradient_accumulation_steps=1)
+    found = limits(train, 128, 400e12, 4e12)
+    assert 1000 * found['products'] == pytest.approx(0.57, abs=0.01)
+    assert 1000 * found['memory'] == pytest.approx(1.16, abs=0.01)
 
 
 @pytest.mark.long
