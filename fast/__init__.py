@@ -56,11 +56,19 @@ def hand_in_kernels(model, ssd):
         'squelch': functools.partial(hearing.squelch, model.spectrum),
     }
     if model.config.freeze:
-        faster['pace'] = functools.partial(hearing.pace, model.spectrum, patch=model.config.patch)
+        faster['pace'] = functools.partial(pace, model.pace, model.spectrum, model.config.patch)
     if ssd == 'auto':
         faster['run_layers'] = layers.run_layers
     # torch.compile leaves them as they are.
     model.hand_in(**{name: torch.compiler.disable(f) for name, f in faster.items()})
+
+
+def pace(plain, spectrum, patch, frames):
+    """MiniJMamba.pace(), in training by a kernel. Long counts need all digits of the plain one."""
+    from fast import hearing
+    if torch.is_autocast_enabled(frames.device.type):
+        return hearing.pace(spectrum, frames, patch)
+    return plain(frames)
 
 
 def distance(device):
