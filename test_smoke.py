@@ -88,8 +88,8 @@ def test_puzzles_in_words(tmp_path):
 def trained(tmp_path_factory):
     """What train.py printed about a tiny model of mirror, its folder, and its first checkpoint"""
     folder = tmp_path_factory.mktemp('out') / 'mirror'
-    text = run('train.py', path_of('config/mirror.py'), *TRAIN, '--w_ctc=0.1',
-               '--test_samples=3', f'--out_dir={folder}')
+    text = run('train.py', path_of('config/mirror.py'), *TRAIN, '--test_samples=3',
+               f'--out_dir={folder}')
     checkpoint = torch.load(folder / 'ckpt.pt', weights_only=True)
     return SimpleNamespace(text=text, folder=folder, checkpoint=checkpoint)
 
@@ -99,7 +99,7 @@ def test_train_tests_itself_and_writes_samples(trained):
     assert re.search(r'^mirror_iid_em: \d\.\d{4}$', trained.text, re.M)
     rows = rows_of(trained.folder / 'log.jsonl')[:5]
     assert [row['iter'] for row in rows] == [2, 3, 4, 6, 6]
-    assert {'loss', 'frames', 'symbols', 'ctc', 'norm', 'lr', 'task'} <= set(rows[0])
+    assert {'loss', 'frames', 'symbols', 'norm', 'lr', 'task'} <= set(rows[0])
     assert {'val', 'val_ood', 'level', 'odds'} <= set(rows[1])
 
     found = json.loads((trained.folder / 'scores.json').read_text())

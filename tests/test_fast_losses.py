@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import lessons
-from fast.losses import Distance
 from fast.kernels import triton
+from fast.losses import Distance
 from tests.helpers import ROOT, gen
 
 needs_triton = pytest.mark.skipif(triton is None, reason="Triton is not installed")

@@ -9,19 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fast.lots import by_length, make_lot, window
 from lessons import (
     Example,
     begin,
-    by_length,
     go_on,
     hide_from,
     last_line,
     losses,
-    make_lot,
-    new_frames,
     plays,
     reply,
-    window,
 )
 from model import Answer, JMambaConfig
 from prepare import BLOCK, draw_examples, make_batch, max_samples, play, render
@@ -113,7 +110,7 @@ def test_the_batches_of_a_lot_hold_each_example_once(n_own, sound):
         assert torch.equal(longest, longest.sort().values)
 
     # Windows hold their batches, and most are shorter than one for all would be.
-    windows = [window(samples, BLOCK) for samples in lengths.amax(1).tolist()]
+    windows = [*map(window, lengths.amax(1).tolist())]
     for samples, row in zip(windows, lengths, strict=True):
         assert row.max() <= samples < row.max() + 2 * BLOCK
     for_all = max_samples(lot.drawn.asked.shape[1], 2 * BLOCK)
@@ -128,10 +125,10 @@ def test_what_a_task_does_not_teach_has_no_labels():
 
 
 def test_windows_are_of_whole_blocks_and_few():
-    assert [window(100 * n, 100) for n in range(1, 9)] == [100, 200, 300, 400, 600, 600, 800, 800]
-    for samples in (1, 99, 100, 101, 399, 400, 401, 600, 601):
-        assert samples <= window(samples, 100) < samples + 200
-    assert len({window(samples, 100) for samples in range(1, 2001)}) == 12
+    sizes = [window(BLOCK * n) // BLOCK for n in range(1, 13)]
+    assert sizes == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12]
+    for samples in range(1, 20 * BLOCK, 999):
+        assert samples <= window(samples) < samples + 2 * BLOCK
 
 
 # --- what is new ---
@@ -140,7 +137,7 @@ def test_windows_are_of_whole_blocks_and_few():
 def test_what_may_be_generated_is_what_is_new(task, aloud):
     model = tiny_model()
     b = make_batch(task, 'train', 64, gen(), aloud=aloud, pauses=6)
-    may_generate = new_frames(task, b)
+    may_generate = ~b.repeats
     asked, wanted = (frames_of(model, play(x, b.rhythm, b.question.shape[1]))
                      for x in (b.asked, b.wanted))
     off = (asked - wanted).abs().amax(2)
@@ -153,7 +150,7 @@ def test_what_may_be_generated_is_what_is_new(task, aloud):
 def test_what_is_played_elsewhere_cannot_be_generated(task):
     s = tiny_model().spectrum
     b = make_batch(task, 'train', 8, gen())
-    may_generate = new_frames(task, b)
+    may_generate = ~b.repeats
     level = s.magnitude(s.stft(b.answer)).amax(2)
     assert level[may_generate].max() < 0.5
     assert (level[~may_generate] > 0.1).float().mean() > 0.8
@@ -381,7 +378,7 @@ def test_an_answer_is_right_if_every_slot_plays_its_symbol(sound, least):
 
 # --- losses ---
 
-NAMES = 'w_frames', 'w_symbols', 'w_ctc', 'w_so_far', 'w_halt'
+NAMES = 'w_frames', 'w_symbols', 'w_so_far', 'w_halt'
 
 
 def weights(*names):
@@ -479,23 +476,3 @@ def test_what_lies_behind_a_question_or_is_hidden_need_not_be_right():
     assert loss(out_of_sight, hiding)[1] < 0.02
     assert loss(out_of_sight, None)[1] > 0.5
     assert loss(out_of_sight, hiding)[0] > 0.1  # but it must be played
-
-
-def test_any_alignment_will_do():
-    """CTC: the symbols in their order, wherever they are."""
-    b = make_batch('mirror', 'train', 4, gen(), pauses=3)
-    T = b.question.shape[1] // TOKEN
-    logits = torch.zeros(4, T, len(SYMBOLS) + 1)
-    logits[..., -1] = 50
-    for i, row in enumerate(b.wanted):
-        for k, symbol in enumerate(row[row >= 0].tolist()):
-            logits[i, 2 * k, -1] = 0
-            logits[i, 2 * k, symbol] = 50
-    def loss(logits):
-        answer = Answer(None, logits, None)
-        found = losses(tiny_model(), answer, Example(b), weights('w_ctc'))
-        assert list(found) == ['w_ctc']
-        return float(found['w_ctc'])
-
-    assert loss(logits) < 0.01
-    assert loss(logits.flip(1)) > 5

@@ -161,7 +161,6 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
     ('--pauses=1e308', 'pauses takes a number'),
     ('--tasks=mirror,mod --pauses=1,2,3', 'such as 1,1, not'),
     ('--tasks=mod --aloud=mod --hide=1 --batch_size=3', 'even number'),
-    ('--w_ctc=0.1 --compile=true', 'w_ctc needs compile=False'),
     ('--hide=2', 'hide must be at least 0 and at most 1, not 2.0'),
     ('--hide=0.5 --pointer=False', 'hide needs the pointer'),
     ('--mix=1,2', 'such as 1, not'),

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import exam
+import fast
 import lessons
 import prepare
 from checkpoint import load_checkpoint
@@ -67,6 +68,12 @@ def same_weights(a, b):
 
 def all_finite(folder):
     return all(w.isfinite().all() for w in checkpoint_in(folder)['model'].values())
+
+
+def of_updates(monkeypatch, n):
+    """Lots are drawn for so many updates"""
+    monkeypatch.setattr(fast, 'LOT', n)
+    monkeypatch.setattr(fast.lots, 'LOT', n)
 
 
 @pytest.fixture
@@ -140,7 +147,7 @@ RISING = [*TWO_TASKS, '--muon=True', '--curriculum=0.75', '--halting=True',
 ])
 def test_training_goes_on_where_it_stopped_bit_for_bit(
         flags, n_forwards, lot, stops, iters, tmp_path, change_batches, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', lot)
+    of_updates(monkeypatch, lot)
     flags = [*FEW, '--batch_size=4', '--think=2', f'--max_iters={iters}', *flags]
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     assert train_here(*flags, f'--out_dir={whole}') == 0
@@ -167,7 +174,7 @@ def test_with_replay_it_goes_on_with_conversations_that_begin_anew(tmp_path, cha
 
 
 def test_a_run_that_resumes_may_be_of_another_difficulty(tmp_path, drawn_by, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 3)
+    of_updates(monkeypatch, 3)
     flags = [*FEW, '--batch_size=20', f'--out_dir={tmp_path}', '--max_iters=6']
     assert train_here(*flags, '--max_iters=3', '--difficulty=0') == 0
     assert train_here(*flags, '--init_from=resume') == 0
@@ -301,7 +308,7 @@ def rows_by_phase(drawn):
 @pytest.mark.parametrize('flags', [[], ['--sound=real', '--gradient_accumulation_steps=2']])
 def test_each_example_that_is_drawn_is_trained_on_once_in_a_window_of_its_length(
         flags, tmp_path, drawn_by, trained_on, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 4)
+    of_updates(monkeypatch, 4)
     flags = ['--tasks=mod', '--aloud=mod', '--hide=0.5', '--pauses=6', '--max_iters=8', '--think=1',
              *flags]
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
@@ -326,7 +333,7 @@ def test_each_example_that_is_drawn_is_trained_on_once_in_a_window_of_its_length
             assert torch.equal(example.hiding.neighbour[hidden], neighbour[hidden])
         assert seen == rows_by_phase(drawn)
     assert len(sizes) > 1 and all(size % prepare.BLOCK == 0 for size in sizes)
-    assert sizes <= {lessons.window(samples, prepare.BLOCK) for samples in longest}
+    assert sizes <= {fast.lots.window(samples) for samples in longest}
     assert longest != sorted(longest)  # the shortest do not come first
 
 
@@ -360,7 +367,7 @@ def test_what_is_easy_is_trained_and_validated_alone(tmp_path, drawn_by):
 
 
 def test_fixed_shares_of_tasks_and_a_difficulty_that_rises_with_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 1)
+    of_updates(monkeypatch, 1)
     flags = [*ALL_TASKS, *FEW, '--max_iters=24', '--eval_interval=12', '--mix=1,0,3',
              '--curriculum=0.5']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
@@ -372,7 +379,7 @@ def test_fixed_shares_of_tasks_and_a_difficulty_that_rises_with_time(tmp_path, m
 
 
 def test_a_lot_is_as_difficult_as_when_it_is_drawn(tmp_path, drawn_by, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 4)
+    of_updates(monkeypatch, 4)
     flags = [*FEW, '--max_iters=12', '--eval_interval=12', '--curriculum=1', '--difficulty=0.75',
              '--batch_size=40']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
@@ -438,7 +445,7 @@ def test_conversations_of_who_answers_right_go_on_from_lot_to_lot(tmp_path, trai
         assert is_right.all()
         return wave, is_right
 
-    monkeypatch.setattr(lessons, 'LOT', 2)
+    of_updates(monkeypatch, 2)
     monkeypatch.setattr(lessons, 'reply', right)
     flags = [*REPLAY, '--max_iters=16', '--gradient_accumulation_steps=2']
     assert train_here(*flags, f'--out_dir={tmp_path}') == 0
@@ -456,7 +463,7 @@ def test_conversations_of_who_answers_right_go_on_from_lot_to_lot(tmp_path, trai
 
 
 def test_who_answers_wrong_is_asked_again_in_the_next_lot(tmp_path, trained_on, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 2)
+    of_updates(monkeypatch, 2)
     assert train_here(*REPLAY, '--max_iters=6', f'--out_dir={tmp_path}') == 0
     first, *others = by_lot(trained_on, 2)
     again = [lot[i][:2] == first[i][:2] for lot in others for i in first]
@@ -475,7 +482,7 @@ def test_so_many_rows_are_conversations(replay, n, tmp_path, trained_on):
 # --- what a CUDA graph cannot ---
 
 class Reads(TorchDispatchMode):
-    """Collects who, of train.py's functions, makes numbers of tensors, or shapes of their values"""
+    """Collects who makes numbers of tensors, or shapes of their values, in train.py or lots.py"""
 
     def __init__(self):
         super().__init__()
@@ -486,18 +493,20 @@ class Reads(TorchDispatchMode):
             stack = traceback.extract_stack()
             # The optimizer does on a CPU.
             if not any('optimizer' in frame.filename for frame in stack):
-                self.found += [frame.name for frame in stack if frame.filename.endswith('train.py')]
+                ours = 'train.py', 'lots.py'
+                self.found += [frame.name for frame in stack if frame.filename.endswith(ours)]
         return function(*args, **kwargs or {})
 
 
 def test_an_update_reads_no_number_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(lessons, 'LOT', 2)
+    of_updates(monkeypatch, 2)
     flags = ['--tasks=mod,reverse', '--aloud=mod', '--sound=real', '--replay=0.5', '--hide=0.5',
              '--pauses=2', '--mix=2,1', '--halting=True', '--eval_interval=6', '--curriculum=1']
     with Reads() as reads:
         assert train_here(*FEW, *flags, '--batch_size=4', f'--out_dir={tmp_path}') == 0
     assert '<module>' in reads.found  # which logs them
-    assert not {'step', 'examples', 'refill', 'drawn', 'kept'} & set(reads.found)
+    in_graphs = {'step', 'examples', 'batch', 'replied', 'refill', 'drawn', 'kept'}
+    assert not in_graphs & set(reads.found)
 
 
 # --- two processes ---
@@ -555,7 +564,7 @@ def test_losses_of_degenerate_sounds_are_finite(tmp_path, change_batches):
         return batch._replace(question=question, answer=answer)
 
     change_batches(degenerate)
-    flags = [*FEW, '--w_ctc=1', '--max_iters=16', '--eval_interval=20']
+    flags = [*FEW, '--max_iters=16', '--eval_interval=20']
     assert train_here(f'--out_dir={tmp_path}', *flags) == 0
     assert log_of(tmp_path, 'skipped') == [0] * 16
     assert all(math.isfinite(norm) for norm in log_of(tmp_path, 'norm'))
