@@ -18,6 +18,8 @@ import pytest
 import torch
 
 import fast
+import lessons
+import prepare
 from fast.kernels import (
     KERNEL_FROM,
     TritonMixer,
@@ -195,10 +197,37 @@ def logits_of(model, question, dtype=torch.float32):
         return model(question, lengths).logits
 
 
-def test_on_a_cpu_a_model_stays_as_it_is():
-    model = tiny_model()
-    fast.use(model)
+def functions_of(model):
+    """The functions that each part of a model has of its own, among them those handed in"""
+    parts = [vars(part) for part in model.modules()]
+    return [{name: x for name, x in own.items() if callable(x)} for own in parts]
+
+
+@pytest.mark.parametrize('scan', ['auto', 'torch'])
+@pytest.mark.parametrize('freeze', [False, True])
+def test_on_a_cpu_a_model_stays_as_it_is(scan, freeze):
+    model = tiny_model(freeze=freeze)
+    question = 0.1 * torch.randn(2, 8000, generator=gen())
+    lengths = torch.tensor([8000, 6000])
+
+    def answered():
+        """Answer and gradients"""
+        answer = model(question, lengths)
+        model.zero_grad()
+        (answer.frames.square().mean() + answer.logits.square().mean()).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        return [answer.frames, answer.logits, answer.so_far, *grads]
+
+    before, wanted = functions_of(model), answered()
+    fast.use(model, scan)
+    assert functions_of(model) == before
     assert all(layer.mixer is mixer for layer in model.encoder)
+    assert all(map(torch.equal, wanted, answered()))
+
+
+def test_on_a_cpu_sound_and_loss_are_the_plain_ones():
+    assert fast.synthesis('cpu') == prepare.Synthesis()
+    assert fast.distance('cpu') is lessons.distance
 
 
 def test_no_scan_is_taken_in_the_place_of_the_one_asked_for():

@@ -1,6 +1,6 @@
 """
-What training teaches: lots of examples, what may be generated, what is hidden, conversations that
-go on from lot to lot, and how far off an answer is.
+What training teaches: what may be generated, what is hidden, conversations that go on from line to
+line, and how far off an answer is.
 
 $ python -m pytest tests/test_lessons.py
 """
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fast.lots import by_length, make_lot, window
 from lessons import (
     Example,
     begin,
@@ -56,79 +55,6 @@ def rows_of(tree, rows):
 
 def same(one, other):
     return all(map(torch.equal, tree_leaves(one), tree_leaves(other)))
-
-
-# --- lots ---
-
-def who(drawn, among):
-    """Which rows of `among` those of `drawn` are: no two have the same phase"""
-    [first, others] = drawn.rhythm.phase[:, 0], among.rhythm.phase[:, 0]
-    return [others.tolist().index(phase) for phase in first.tolist()]
-
-
-@pytest.mark.parametrize('sound', ['clean', 'real'])
-def test_the_shortest_come_first_and_each_beside_its_neighbour(sound):
-    fresh = draw_examples('mod', 'train', 60, gen(), sound=sound, aloud=True, pairs=True)
-    found = by_length(fresh)
-    order = who(found, fresh)
-    assert sorted(order) == list(range(60))
-    assert same(found, rows_of(fresh, order))
-    neighbour = (torch.arange(60) + found.to_neighbour).tolist()
-    drawn_together = (torch.arange(60) + fresh.to_neighbour).tolist()
-    assert [order[i] for i in neighbour] == [drawn_together[i] for i in order]
-    longest = found.lengths.view(-1, 2).amax(1)
-    assert torch.equal(longest, longest.sort().values)
-    assert longest[0] < longest[-1] / 2
-
-
-@pytest.mark.parametrize('sound', ['clean', 'real'])
-@pytest.mark.parametrize('n_own', [0, 2])
-def test_the_batches_of_a_lot_hold_each_example_once(n_own, sound):
-    how = {'sound': sound, 'aloud': True, 'pairs': True, 'pauses': 4}
-    fresh = by_length(draw_examples('mod', 'train', 8 * 6, gen(1), **how))
-    drawn, talks = fresh, None
-    if n_own:
-        talks = begin(draw_examples('mod', 'train', 8 * n_own, gen(2), **how), 10 * BLOCK)
-        drawn = tree_map(lambda *ts: torch.cat(ts), fresh, talks.drawn)
-    lot = make_lot('mod', fresh, talks, True, 8)
-    order = who(lot.drawn, drawn)
-    assert sorted(order) == list(range(len(drawn.asked)))
-    assert same(lot.drawn, rows_of(drawn, order))
-    assert torch.equal(lot.so_far, so_far('mod', lot.drawn.asked))
-    assert torch.equal(lot.is_last, last_line('mod', lot.drawn, True))
-
-    # In each batch the conversations are the last rows.
-    batches = torch.tensor(order).view(8, -1)
-    assert lot.talk.shape == (8, n_own)
-    assert torch.equal(batches[:, 6:], lot.talk + len(fresh.asked))
-    neighbours = batches[:, :6].unflatten(1, (-1, 2))
-    assert torch.equal(neighbours[..., 0] + fresh.to_neighbour[neighbours[..., 0]],
-                       neighbours[..., 1])
-    lengths = lot.drawn.lengths.view(8, -1)
-    for part in (lengths[:, :6], lengths[:, 6:]) if n_own else (lengths,):
-        longest = part.amax(1)
-        assert torch.equal(longest, longest.sort().values)
-
-    # Windows hold their batches, and most are shorter than one for all would be.
-    windows = [*map(window, lengths.amax(1).tolist())]
-    for samples, row in zip(windows, lengths, strict=True):
-        assert row.max() <= samples < row.max() + 2 * BLOCK
-    for_all = max_samples(lot.drawn.asked.shape[1], 2 * BLOCK)
-    assert sum(windows) < {'clean': 0.75, 'real': 0.9}[sound] * 8 * for_all
-
-
-def test_what_a_task_does_not_teach_has_no_labels():
-    fresh = by_length(draw_examples('mirror', 'train', 4 * 4, gen()))
-    lot = make_lot('mirror', fresh, None, False, 4)
-    assert (lot.so_far == -1).all()
-    assert lot.is_last.all()
-
-
-def test_windows_are_of_whole_blocks_and_few():
-    sizes = [window(BLOCK * n) // BLOCK for n in range(1, 13)]
-    assert sizes == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12]
-    for samples in range(1, 20 * BLOCK, 999):
-        assert samples <= window(samples) < samples + 2 * BLOCK
 
 
 # --- what is new ---
