@@ -70,7 +70,7 @@ learns = ''              # the part of the model that learns, such as halt; '' i
 # system
 device = 'auto'          # auto, cpu, cuda, mps
 dtype = 'auto'           # auto, float32, bfloat16
-compile = False          # torch.compile, and on a GPU one CUDA graph for each task
+compile = False          # torch.compile, and on a GPU a CUDA graph for each task and window
 ssd = 'auto'             # the scan: torch, mamba_ssm, or auto: whichever is the fastest
 costs = False            # say what an update costs, part by part, and end
 config = configure(globals())

@@ -53,6 +53,7 @@ def in_any(flag, device):
 
 def end():
     if world > 1:
+        dist.barrier()  # no one leaves while another still listens
         dist.destroy_process_group()
 
 
