@@ -282,8 +282,8 @@ def examples(task, n_samples):
     """An Example for each forward of an update"""
     teaches = TASKS[task].so_far and (TASKS[task].so_far_aloud or task not in spoken)
     for i in range(gradient_accumulation_steps):
-        # The random numbers of noise are those of all processes, so that several draw as one does.
         drawn, so_far, is_last, talk, own = lots.batch(task, i, n_samples)
+        # The random numbers of noise are those of all processes, so that several draw as one does.
         white = torch.randn(batch_size, n_samples, generator=generator, device=device)[part]
         batch = prepare.render(task, drawn, n_samples, white, generator, synthesis, *own)
         # What is repeated is not to be learned by heart.

@@ -1,5 +1,6 @@
 """
-What makes the model fast, above all on a GPU. Skip it at first: without it everything works.
+What makes the model fast, above all on a GPU. Skip it at first: but for lots.py, from which all
+training takes its examples, everything works without it.
 
     fast.use(model)                   # kernels where they fit: the same answers, sooner
     fast.use(model, compiled=True)    # for training, which repeats the same shapes

@@ -10,7 +10,7 @@ import model
 from fast.kernels import triton  # and a setting for all kernels
 
 if triton:
-    import triton.language as tl
+    from fast.kernels import load, tl
 
 # --- attention within reach ---
 #
@@ -29,10 +29,6 @@ if triton:
 
 if triton:
     PI = tl.constexpr(math.pi)
-
-    @triton.jit
-    def load(ptr, mask):
-        return tl.load(ptr, mask, other=0)
 
     @triton.jit
     def at_head(ptr, x_example, x_head):
@@ -122,7 +118,8 @@ if triton:
         offset = s - t
         inside = (s >= 0) & (s < T)
         near = (offset >= -REACH) & (offset <= REACH * (1 - CAUSAL))
-        near = near & inside & (t >= 0) & (t < T)
+        near = near & inside
+        near = near & (t >= 0) & (t < T)
         if PADDED:
             near = near & (load(valid_ptr + s, inside) != 0)
         return near

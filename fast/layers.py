@@ -14,14 +14,15 @@ import model
 from fast.kernels import (
     Sizes,
     kernels_fit,
-    load_float,
     mixer_backward,
     mixer_forward,
     saved_for,
-    tl,
     triton,
     weights_from,
 )
+
+if triton:
+    from fast.kernels import load_float, tl
 
 ROWS = 16   # tokens of a program here
 SPLITS = 8  # parts of a batch whose products are summed: many small products fill a GPU
